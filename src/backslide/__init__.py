@@ -1,0 +1,54 @@
+"""Catch a fine-tune that forgets, before it ships."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from backslide.errors import BackslideError, InputError
+    from backslide.guard.callback import Guard
+    from backslide.models import load_model
+    from backslide.record import Outcome, Record
+    from backslide.scoring.engine import Scorer, Settings
+    from backslide.suite.suite import Suite
+    from backslide.tune import TuneConfig, tune
+    from backslide.verdict import Verdict, Zone, judge
+
+# Where each public name lives; looked up on first use, so that importing backslide imports neither torch nor SciPy.
+_HOMES = {
+    "BackslideError": "backslide.errors",
+    "Guard": "backslide.guard.callback",
+    "InputError": "backslide.errors",
+    "Outcome": "backslide.record",
+    "Record": "backslide.record",
+    "Scorer": "backslide.scoring.engine",
+    "Settings": "backslide.scoring.engine",
+    "Suite": "backslide.suite.suite",
+    "TuneConfig": "backslide.tune",
+    "Verdict": "backslide.verdict",
+    "Zone": "backslide.verdict",
+    "judge": "backslide.verdict",
+    "load_model": "backslide.models",
+    "tune": "backslide.tune",
+}
+
+__all__ = [
+    "BackslideError", "Guard", "InputError", "Outcome", "Record", "Scorer", "Settings", "Suite", "TuneConfig",
+    "Verdict", "Zone", "judge", "load_model", "tune",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'backslide' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

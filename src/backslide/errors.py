@@ -1,0 +1,58 @@
+"""The exceptions that backslide raises on purpose.
+
+::
+
+    BackslideError
+    ├── InputError              something that the user gave is wrong: exit code 2
+    │   ├── SuiteError          a suite or an item
+    │   ├── RecordError         a record file
+    │   ├── MismatchError       two records that must not be compared
+    │   ├── ModelError          a model, adapter or tokenizer
+    │   ├── DataError           training data
+    │   └── ConfigError         a configuration file or an argument
+    └── RunError                the run itself broke: exit code 4
+
+Each message is one line that names the thing, the value received and the mend.
+"""
+
+from __future__ import annotations
+
+
+class BackslideError(Exception):
+    """Base of every exception that backslide raises on purpose."""
+
+    exit_code = 4
+
+
+class InputError(BackslideError):
+    """Something that the user gave is wrong; the message names it and says how to mend it."""
+
+    exit_code = 2
+
+
+class SuiteError(InputError):
+    """A suite or one of its items is malformed."""
+
+
+class RecordError(InputError):
+    """A record file is missing, malformed or of an unknown version."""
+
+
+class MismatchError(InputError):
+    """Two records were not measured on the same requests under the same conditions."""
+
+
+class ModelError(InputError):
+    """A model, adapter or tokenizer cannot be found or loaded."""
+
+
+class DataError(InputError):
+    """A training file has nothing that can be trained on."""
+
+
+class ConfigError(InputError):
+    """A configuration file or an argument is wrong."""
+
+
+class RunError(BackslideError):
+    """The run itself broke."""

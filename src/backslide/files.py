@@ -1,0 +1,91 @@
+"""Reading and writing the project's text files: atomic writes, JSON Lines with line numbers.
+
+Every file of a run is written to a temporary name in the same folder, flushed to disk and renamed, so a
+killed process leaves the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from backslide.errors import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically, making its folder where needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes a private file; give it the rights that open() would have given.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def dump(value: Any) -> str:
+    """One line of JSON; refuses NaN and infinity, which are not JSON."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write `rows` as JSON Lines, atomically."""
+    write_text(path, "".join(dump(row) + "\n" for row in rows))
+
+
+def read_text(path: Path, error: type[InputError] = InputError) -> str:
+    """The text of `path`, or `error` with one line that says what is wrong with the file."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise error(f"{path}: is a folder, a file is needed") from None
+    except UnicodeDecodeError as bad:
+        raise error(f"{path}: byte {bad.start} is not UTF-8; save the file as UTF-8") from None
+    except OSError as bad:
+        raise error(f"{path}: cannot be read: {bad.strerror or bad}") from None
+
+
+def read_json(path: Path, error: type[InputError] = InputError) -> Any:
+    """The JSON value in `path`, or `error` with the line at which it breaks."""
+    try:
+        return json.loads(read_text(path, error))
+    except json.JSONDecodeError as bad:
+        raise error(f"{path}:{bad.lineno}: not JSON: {bad.msg}") from None
+
+
+def read_lines(path: Path, error: type[InputError] = InputError) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number (from 1) and object of every non-blank line of a JSON Lines file."""
+    # Not str.splitlines(): that also breaks at U+2028 and friends, which are legal inside JSON strings.
+    for number, line in enumerate(read_text(path, error).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as bad:
+            raise error(f"{path}:{number}: not JSON: {bad.msg} at column {bad.colno}") from None
+        except RecursionError:
+            raise error(f"{path}:{number}: JSON nested too deeply") from None
+        if not isinstance(row, dict):
+            raise error(f"{path}:{number}: is {type(row).__name__}, a JSON object in braces is needed")
+        yield number, row

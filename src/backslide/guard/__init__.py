@@ -1,0 +1,1 @@
+"""Watching a training run: when to look, what was seen, what to do."""

@@ -1,0 +1,267 @@
+"""Guard: one line in a training script. A thin `transformers.TrainerCallback` over schedule, monitor and policy."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from backslide.errors import InputError, MismatchError, RunError
+from backslide.guard import monitor, policy, schedule
+from backslide.models import model_fingerprint
+from backslide.record import Record
+from backslide.rundir import RunFolder
+from backslide.scoring.engine import Progress, Scorer, Settings, versions
+from backslide.suite.suite import Suite
+from backslide.verdict import Level, Tolerance, Verdict, judge
+
+logger = logging.getLogger("backslide")
+
+
+class Guard(TrainerCallback):
+    """Watch a training run: measure before it, during it and after it, and say whether something was lost.
+
+    Args:
+        suite: what the model is asked, or where to read it. Default: the bundled repertoire.
+        every: look after every so many optimizer steps. Default: `looks` of them, denser early.
+        looks: number of looks.
+        on_regression: `warn`, `stop`, or a function from a look's `Verdict` to one of these or None.
+        tolerance: accepted drop in accuracy of a capability, as a share.
+        alpha: probability of a false alarm over the whole run.
+        baseline: a record of the base model, or its file, so that it is not measured again.
+        run_dir: the run's folder. Default: `backslide` in the trainer's `output_dir`.
+        settings: how the suite is asked.
+        name: the model's name, for people. Default: what it was loaded from.
+        quiet: no line in the console at each look.
+        progress: called while items are scored.
+
+    Raises:
+        InputError: an argument or the suite is wrong.
+    """
+
+    def __init__(
+        self,
+        suite: Suite | str | Path | None = None,
+        *,
+        every: int | None = None,
+        looks: int | None = None,
+        on_regression: policy.Policy = "warn",
+        tolerance: float = 0.03,
+        alpha: float = 0.05,
+        baseline: Record | str | Path | None = None,
+        run_dir: str | Path | None = None,
+        settings: Settings | None = None,
+        name: str | None = None,
+        quiet: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        if suite is None:
+            suite = Suite.repertoire()
+        self.suite = suite if isinstance(suite, Suite) else Suite.load(suite)
+        schedule.plan_looks(1, every=every, looks=looks)
+        self._every, self._looks = every, looks
+        self._policy = policy.check(on_regression)
+        self._tolerance = Tolerance(accuracy=tolerance)
+        self._alpha = Level(fail=alpha, passing=alpha).fail
+        self._given = Record.load(baseline) if isinstance(baseline, (str, Path)) else baseline
+        self._run_dir = Path(run_dir) if run_dir is not None else None
+        self._settings = settings
+        self._name = name
+        self._quiet = quiet
+        self._progress = progress
+        self._scorer: Scorer | None = None
+        self._state: monitor.State | None = None
+        self._last: Verdict | None = None
+        self._writes = True
+        self.run: RunFolder | None = None
+        """The run's folder, once training has begun."""
+        self.baseline: Record | None = None
+        """What the model did before training."""
+        self.final: Record | None = None
+        """What the final model did on the gate half."""
+        self.verdict: Verdict | None = None
+        """The final verdict, once training has ended."""
+        self.looks: list[Verdict] = []
+        """The verdict of each look during training."""
+
+    @property
+    def regressed_at(self) -> int | None:
+        """Step of the look that first proved a regression."""
+        return self._state.regressed_at if self._state is not None else None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Measure the baseline, or load it where the run is resumed."""
+        tokenizer = _tokenizer(kwargs.get("processing_class"))
+        self._writes = bool(state.is_world_process_zero)
+        self.run = RunFolder(self._run_dir or Path(args.output_dir) / "backslide")
+        self._scorer = Scorer(self.suite, model, tokenizer, self._settings)
+        self.looks, self._last, self.verdict, self.final = [], None, None, None
+        resumed = state.global_step > 0
+        looks = schedule.plan_looks(state.max_steps, every=self._every, looks=self._looks)
+        self._state = monitor.State(looks=looks, alpha=self._alpha)
+        if resumed:
+            self._resume(state.global_step)
+            return
+        if self._writes:
+            self.run.begin(self._config(args, model, looks))
+        self.baseline = self._take_baseline(model)
+        if self._writes:
+            self.baseline.save(self.run.baseline)
+            self.run.update(suite_hash=self.suite.hash, baseline=self.baseline.header.model_fingerprint)
+        cost = self.baseline.header.cost
+        self._write([{"event": "baseline", "step": 0, "given": self._given is not None, **cost}])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+        """Note the target's losses."""
+        if self._state is not None:
+            self._state, events = monitor.on_log(self._state, state.global_step, logs or {})
+            self._write(events)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
+        """Look, where a look is due."""
+        if self._state is None or not self._state.due(state.global_step):
+            return control
+        action = self._look(model, state.global_step)
+        self._state_into(state)
+        if action is not None and action.kind == "stop":
+            control.should_training_stop = True
+        return control
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Judge the final model on the gate half, and write verdict and report."""
+        if self._state is None or self.baseline is None or self._scorer is None:
+            return
+        step = state.global_step
+        # The final weights may be others than the last look's: an early stop, or the best checkpoint loaded.
+        if self._last is None or self._last.step != step or getattr(args, "load_best_model_at_end", False):
+            self._last = self._judge(self._measure(model, "monitor", step), self._state.level)
+        self.final = self._measure(model, "gate", step, replies=True)
+        gate = self._judge(self.final, self._state.gate_level)
+        self.verdict = monitor.conclude(self._state, self._last, gate)
+        self._write([
+            {"event": "gate", "step": step, "zone": gate.zone, **self.final.header.cost},
+            {"event": "end", "step": step, "zone": self.verdict.zone, "reason": self.verdict.reasons[0]},
+        ])  # fmt: skip
+        if self._writes and self.run is not None:
+            self.final.save(self.run.final)
+            self.run.save_verdict(self.verdict)
+        self._say(f"final verdict: {self.verdict}")
+
+    def _take_baseline(self, model: Any) -> Record:
+        assert self._scorer is not None
+        if self._given is None:
+            return self._scorer.measure(
+                model, adapters=False, name=self._name or _name(model), progress=self._progress
+            )
+        now = model_fingerprint(model, adapters=False)
+        then = self._given.header.model_fingerprint
+        if now != then:
+            raise MismatchError(
+                f"the baseline was measured on other weights ({self._given.header.model}, {then[:12]}) than the "
+                f"model that is about to be trained ({now[:12]}); measure it again, or leave it out"
+            )
+        return self._given
+
+    def _look(self, model: Any, step: int) -> policy.Action | None:
+        assert self._state is not None
+        record = self._measure(model, "monitor", step)
+        if self._writes and self.run is not None:
+            record.save(self.run.step(step))
+        verdict = self._judge(record, self._state.level)
+        self._state, events, action = monitor.on_look(self._state, step, verdict, self._policy)
+        events[0].update(record.header.cost)
+        self._write(events)
+        self._last = verdict
+        self.looks.append(verdict)
+        self._say(f"step {step}: {verdict}" + (f" → {action.kind}" if action else ""))
+        return action
+
+    def _measure(self, model: Any, part: Any, step: int, *, replies: bool = False) -> Record:
+        assert self._scorer is not None
+        return self._scorer.measure(
+            model, part=part, replies=replies, name=self._name or _name(model), step=step, progress=self._progress
+        )
+
+    def _judge(self, record: Record, level: Level) -> Verdict:
+        assert self.baseline is not None
+        return judge(self.baseline, record, tolerance=self._tolerance, level=level)
+
+    def _resume(self, step: int) -> None:
+        assert self.run is not None and self._state is not None
+        if not self.run.baseline.exists():
+            raise RunError(
+                f"{self.run.baseline}: the run is resumed at step {step}, but the baseline that was measured before "
+                "training is not there; start the run anew, since a trained model cannot be its own baseline"
+            )
+        self.baseline = Record.load(self.run.baseline)
+        if self.baseline.header.suite_hash != self.suite.hash:
+            raise MismatchError(f"{self.run.baseline}: was measured on another suite than {self.suite.name}")
+        for record in self.run.steps():
+            at = record.header.step
+            if at is not None and at <= step and self._state.due(at):
+                verdict = self._judge(record, self._state.level)
+                self._state, _, _ = monitor.on_look(self._state, at, verdict, "warn")
+                self._last = verdict
+                self.looks.append(verdict)
+        self._write([{"event": "resumed", "step": step}])
+
+    def _state_into(self, state: Any) -> None:
+        """Put the look into the trainer's log history, where its own losses are."""
+        if self._last is not None:
+            drop = self._last.pooled.drop if self._last.pooled else None
+            entry: dict[str, Any] = {"backslide/zone": str(self._last.zone), "step": state.global_step}
+            if drop is not None:
+                entry["backslide/drop"] = drop
+            for row in self._last.capabilities:
+                if row.candidate is not None and math.isfinite(row.candidate):
+                    entry[f"backslide/{row.capability}"] = row.candidate
+            state.log_history.append(entry)
+
+    def _config(self, args: Any, model: Any, looks: tuple[int, ...]) -> dict[str, Any]:
+        peft = getattr(model, "peft_config", None)
+        adapter = next(iter(peft.values())) if peft else None
+        total = sum(p.numel() for p in model.parameters())
+        return {
+            "model": self._name or _name(model),
+            "suite": self.suite.name,
+            "suite_hash": self.suite.hash,
+            "alpha": self._alpha,
+            "tolerance": self._tolerance.accuracy,
+            "looks": list(looks),
+            "on_regression": self._policy if isinstance(self._policy, str) else "function",
+            "setup": {
+                "method": str(getattr(adapter.peft_type, "value", adapter.peft_type)).lower() if adapter else "full",
+                "rank": getattr(adapter, "r", None),
+                "learning_rate": args.learning_rate,
+                "max_steps": looks[-1],
+                "epochs": float(args.num_train_epochs) if args.max_steps <= 0 else None,
+                "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps,
+                "seed": args.seed,
+                "parameters": total,
+                "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            },
+            "versions": versions(),
+        }
+
+    def _write(self, events: list[dict[str, Any]]) -> None:
+        if events and self._writes and self.run is not None:
+            self.run.append(events)
+
+    def _say(self, line: str) -> None:
+        if not self._quiet and self._writes:
+            logger.warning("backslide: %s", line)
+
+
+def _tokenizer(processing: Any) -> Any:
+    if processing is None:
+        raise InputError("the trainer has no tokenizer; give it one as processing_class, so that items can be asked")
+    # A processor of a vision-language model holds its tokenizer.
+    return getattr(processing, "tokenizer", processing)
+
+
+def _name(model: Any) -> str:
+    return str(getattr(model.config, "_name_or_path", "") or type(model).__name__)

@@ -1,0 +1,235 @@
+"""Record: what one model state did on one suite, item by item, with the fingerprints that make it comparable.
+
+A record is a JSON Lines file: first a header with the schema version, then a line for each outcome.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from backslide.errors import MismatchError, RecordError
+from backslide.files import read_lines, write_lines
+
+SCHEMA = "backslide.record/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one model state did on one item."""
+
+    id: str
+    kind: str
+    capability: str
+    request: str
+    """Digest of the token ids that were asked; outcomes are paired only where these are equal."""
+    correct: bool | None = None
+    """Whether the item was answered right; None for kinds without a gold answer."""
+    p: float | None = None
+    """Probability on the gold choice: softmax over the choices' log-likelihoods, in [0, 1]."""
+    scores: tuple[float | None, ...] = ()
+    """Log-likelihood (nats) of each choice, or of the text; None where it was not finite."""
+    greedy: tuple[bool, ...] = ()
+    """For each choice whether every one of its tokens was the model's first."""
+    bytes: int | None = None
+    """UTF-8 bytes of the text, for kind `text`."""
+    reply: str | None = None
+    """What the model said, for kinds `answer` and `open`. Untrusted text."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether every log-likelihood is a number."""
+        return all(score is not None for score in self.scores)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """-log2 likelihood per UTF-8 byte, for kind `text`; None elsewhere or where it is not finite."""
+        if self.bytes is None or not self.scores or self.scores[0] is None:
+            return None
+        return -self.scores[0] / math.log(2) / self.bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as a line of a record file; empty fields are left out."""
+        row = {name: getattr(self, name) for name in _FIELDS}
+        return {key: value for key, value in row.items() if value is not None and value != ()}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Outcome:
+        """Make the outcome that a line describes; `RecordError` without file and line where it is malformed."""
+        unknown = sorted(set(row) - set(_FIELDS))
+        if unknown:
+            raise RecordError(f"unknown key {unknown[0]!r} in an outcome")
+        for name, types in _TYPES.items():
+            value = row.get(name)
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                wanted = " or ".join("nothing" if t is type(None) else t.__name__ for t in types)
+                raise RecordError(f"{name} is {value!r}, {wanted} is needed")
+        p, size = row.get("p"), row.get("bytes")
+        if p is not None and not 0 <= p <= 1:
+            raise RecordError(f"p is {p!r}, a probability from 0 to 1 is needed")
+        if size is not None and size <= 0:
+            raise RecordError(f"bytes is {size!r}, a positive number is needed")
+        scores = row.get("scores", ())
+        if not all(s is None or (isinstance(s, (int, float)) and math.isfinite(s)) for s in scores):
+            raise RecordError(f"scores is {scores!r}, finite numbers or null are needed")
+        return cls(**{**row, "scores": tuple(scores), "greedy": tuple(row.get("greedy", ()))})
+
+
+_FIELDS = tuple(f.name for f in dataclasses.fields(Outcome))
+_NONE = type(None)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "id": (str,),
+    "kind": (str,),
+    "capability": (str,),
+    "request": (str,),
+    "correct": (bool, _NONE),
+    "p": (float, int, _NONE),
+    "scores": (list, tuple, _NONE),
+    "greedy": (list, tuple, _NONE),
+    "bytes": (int, _NONE),
+    "reply": (str, _NONE),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """Under which conditions a record was measured."""
+
+    suite: str
+    """Name of the suite."""
+    suite_hash: str
+    part: str
+    """`monitor`, `gate` or `all`."""
+    model: str
+    """Name or folder of the model, for people."""
+    model_fingerprint: str
+    tokenizer_fingerprint: str
+    conditions: dict[str, Any]
+    """What must be equal for two records to be comparable: dtype, chat template, packing, limits."""
+    step: int | None = None
+    """Optimizer steps since the baseline, for records taken during training."""
+    cost: dict[str, float] = field(default_factory=dict)
+    """Seconds and tokens that the measurement took."""
+    versions: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What the reader should know, such as a fallback that was taken."""
+
+
+_HEADER_TYPES: dict[str, type | tuple[type, ...]] = {
+    "suite": str,
+    "suite_hash": str,
+    "part": str,
+    "model": str,
+    "model_fingerprint": str,
+    "tokenizer_fingerprint": str,
+    "conditions": dict,
+    "step": (int, _NONE),
+    "cost": dict,
+    "versions": dict,
+    "notes": list,
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """All outcomes of one model state on one suite, or on a half of it."""
+
+    header: Header
+    outcomes: tuple[Outcome, ...]
+
+    @cached_property
+    def by_id(self) -> dict[str, Outcome]:
+        """The outcomes by item id."""
+        return {outcome.id: outcome for outcome in self.outcomes}
+
+    @property
+    def replies(self) -> dict[str, str]:
+        """What the model said to each `open` item, by item id. Untrusted text."""
+        return {o.id: o.reply for o in self.outcomes if o.kind == "open" and o.reply is not None}
+
+    @property
+    def not_finite(self) -> tuple[str, ...]:
+        """The ids of items with a log-likelihood that is not a number."""
+        return tuple(o.id for o in self.outcomes if not o.finite)
+
+    def save(self, path: str | Path) -> None:
+        """Write the record, atomically."""
+        head = {"schema": SCHEMA, **dataclasses.asdict(self.header)}
+        write_lines(Path(path), [head, *(outcome.to_dict() for outcome in self.outcomes)])
+
+    @classmethod
+    def load(cls, path: str | Path) -> Record:
+        """Read a record file.
+
+        Raises `RecordError` naming file and line when it is missing, malformed, cut short or of another schema.
+        """
+        path = Path(path)
+        rows = read_lines(path, RecordError)
+        first = next(rows, None)
+        if first is None:
+            raise RecordError(f"{path}: is empty; make it with `backslide baseline`")
+        header = _header(path, dict(first[1]))
+        outcomes: dict[str, Outcome] = {}
+        for number, row in rows:
+            try:
+                outcome = Outcome.from_dict(row)
+            except RecordError as bad:
+                raise RecordError(f"{path}:{number}: {bad}") from None
+            if outcome.id in outcomes:
+                raise RecordError(f"{path}:{number}: the item {outcome.id!r} has an outcome already")
+            outcomes[outcome.id] = outcome
+        if not outcomes:
+            raise RecordError(f"{path}: holds no outcome; measure it again with `backslide baseline`")
+        return cls(header=header, outcomes=tuple(outcomes.values()))
+
+
+def _header(path: Path, row: dict[str, Any]) -> Header:
+    schema = row.pop("schema", None)
+    if schema != SCHEMA:
+        raise RecordError(f"{path}:1: schema is {schema!r}, this version of backslide reads {SCHEMA!r}")
+    for name, types in _HEADER_TYPES.items():
+        if name not in row:
+            raise RecordError(f"{path}:1: the header has no {name}")
+        if not isinstance(row[name], types):
+            raise RecordError(f"{path}:1: {name} is {row[name]!r}, which is of the wrong type")
+    row["notes"] = tuple(row["notes"])
+    return Header(**{name: row[name] for name in _HEADER_TYPES})
+
+
+def pair(baseline: Record, candidate: Record) -> list[tuple[Outcome, Outcome]]:
+    """The outcomes of the candidate's items, each with the baseline's outcome on the same request.
+
+    Raises `MismatchError` when the two were not measured on the same suite, tokens and conditions, or when the
+    baseline lacks items of the candidate.
+    """
+    old, new = baseline.header, candidate.header
+    if old.suite_hash != new.suite_hash:
+        raise MismatchError(
+            f"the baseline was measured on another suite ({old.suite} {old.suite_hash[:12]}) than the candidate "
+            f"({new.suite} {new.suite_hash[:12]}); measure it again with this suite"
+        )
+    missing = [id for id in candidate.by_id if id not in baseline.by_id]
+    if missing:
+        raise MismatchError(
+            f"the baseline has no outcome for {len(missing)} of {len(candidate.outcomes)} items, the first is "
+            f"{missing[0]!r}; it covers the part {old.part!r}, measure it with `--part all`"
+        )
+    pairs = [(baseline.by_id[outcome.id], outcome) for outcome in candidate.outcomes]
+    other = [new.id for old, new in pairs if old.request != new.request]
+    if other:
+        raise MismatchError(
+            f"the baseline was measured with another tokenizer or chat template: {len(other)} of {len(pairs)} "
+            f"items become other tokens, the first is {other[0]!r}; measure it again with this tokenizer"
+        )
+    for key in sorted({*old.conditions, *new.conditions}):
+        if old.conditions.get(key) != new.conditions.get(key):
+            raise MismatchError(
+                f"the baseline was measured with {key} = {old.conditions.get(key)!r}, the candidate with "
+                f"{new.conditions.get(key)!r}; measure both under the same conditions"
+            )
+    return pairs

@@ -1,0 +1,132 @@
+"""The folder of a run: where each file is, and how it is read back. No torch.
+
+::
+
+    run.json                 config, versions, seeds, suite hash, α, tolerance, planned looks
+    baseline.jsonl           the record before training
+    steps/step-000050.jsonl  a record for each look
+    final.jsonl              the gate half (and the open items' replies) of the final model
+    events.jsonl             appended and flushed: losses, looks, verdicts, actions, seconds
+    verdict.json             the final verdict
+    report.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from backslide.errors import RecordError
+from backslide.files import dump, read_json, write_json
+from backslide.record import Record
+from backslide.verdict import Verdict
+
+_OWN = ("run.json", "baseline.jsonl", "steps", "final.jsonl", "events.jsonl", "verdict.json", "report.md")
+
+
+class RunFolder:
+    """A run's folder. Reading raises `RecordError` naming the file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / "run.json").is_file()
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Start a run. What an earlier run left here is moved to `earlier/`, so that nothing measured is lost."""
+        left = [name for name in _OWN if (self.path / name).exists()]
+        if left:
+            # Never a name that exists: two runs may end within one second.
+            stamp = time.strftime("%Y%m%dT%H%M%S")
+            target = next(
+                t for i in range(10_000) if not (t := self.path / "earlier" / (f"{stamp}-{i}" if i else stamp)).exists()
+            )
+            target.mkdir(parents=True)
+            for name in left:
+                (self.path / name).rename(target / name)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "run.json", config)
+
+    def update(self, **fields: Any) -> None:
+        """Change fields of `run.json`."""
+        write_json(self.path / "run.json", {**self.config, **fields})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `run.json` holds."""
+        value = read_json(self.path / "run.json", RecordError)
+        if not isinstance(value, dict):
+            raise RecordError(f"{self.path / 'run.json'}: a JSON object is needed")
+        return value
+
+    @property
+    def baseline(self) -> Path:
+        """The record before training."""
+        return self.path / "baseline.jsonl"
+
+    @property
+    def final(self) -> Path:
+        """The record of the final model on the gate half."""
+        return self.path / "final.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.md"
+
+    def step(self, step: int) -> Path:
+        """The record of the look after `step`."""
+        return self.path / "steps" / f"step-{step:06d}.jsonl"
+
+    def steps(self) -> list[Record]:
+        """The records of all looks, in order."""
+        return [Record.load(path) for path in sorted((self.path / "steps").glob("step-*.jsonl"))]
+
+    def append(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Write events down, each with the time, and see them onto the disk."""
+        with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
+            if file.tell() and not self._ends_with_newline():
+                # A killed process left half a line; close it, so that the next event has its own.
+                file.write("\n")
+            for event in events:
+                file.write(dump({"time": round(time.time(), 3), **event}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events, in order; a line that a killed process left half written is passed over."""
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return [row for row in rows if isinstance(row, dict)]
+
+    def save_verdict(self, verdict: Verdict) -> None:
+        """Write `verdict.json`."""
+        write_json(self.path / "verdict.json", verdict.to_dict())
+
+    def verdict(self) -> Verdict | None:
+        """The final verdict; None while there is none."""
+        path = self.path / "verdict.json"
+        if not path.exists():
+            return None
+        try:
+            return Verdict.from_dict(read_json(path, RecordError))
+        except RecordError as bad:
+            raise bad if str(path) in str(bad) else RecordError(f"{path}: {bad}") from None
+
+    def _ends_with_newline(self) -> bool:
+        with open(self.path / "events.jsonl", "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+

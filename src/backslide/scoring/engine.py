@@ -1,0 +1,273 @@
+"""Model × suite → Record. Reads top to bottom: how one model state is measured.
+
+    items ─ requests.ask ─► token requests ─ plan.plan ─► packed rows ─ execute.execute ─► log-likelihoods ─► outcomes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+import backslide
+from backslide.errors import ModelError, SuiteError
+from backslide.models import model_fingerprint, tokenizer_fingerprint
+from backslide.record import Header, Outcome, Record
+from backslide.scoring.execute import Score, execute, takes_tree
+from backslide.scoring.generate import generate, pad_token
+from backslide.scoring.plan import Plan, plan
+from backslide.scoring.requests import Asked, ask
+from backslide.scoring.session import session
+from backslide.suite.item import AnswerItem, ChoiceItem, Item, TextItem
+from backslide.suite.matching import matches
+from backslide.suite.suite import Part, Suite
+
+CHECKED = 4
+"""Requests that are scored both ways before a model is trusted with a tree mask."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a suite is asked; equal for all records that are compared."""
+
+    chat: bool | None = None
+    """Ask through the chat template; None: where the tokenizer has one."""
+    max_length: int | None = None
+    """The most tokens of a request; None: what the model takes."""
+    row_tokens: int = 256
+    """Tokens in a packed row."""
+    batch_tokens: int = 2048
+    """Tokens in a forward pass, padding included."""
+    max_new_tokens: int = 48
+    """Length of a reply."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "row_tokens", "batch_tokens", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ModelError(f"{name} is {value!r}, a whole number from 1 is needed")
+
+
+class Scorer:
+    """A suite made ready for one model and tokenizer, to be measured as often as wanted.
+
+    The requests are written down and packed once for each half of the suite and replayed at every look, so an item
+    is always scored in the same company: base against base gives a difference of exactly zero.
+
+    Raises `ModelError` when the tokenizer cannot do what the settings ask.
+    """
+
+    def __init__(self, suite: Suite, model: Any, tokenizer: Any, settings: Settings | None = None) -> None:
+        settings = settings or Settings()
+        self.suite = suite
+        self.tokenizer = tokenizer
+        self.notes: tuple[str, ...] = ()
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if settings.chat and not has_template:
+            raise ModelError("the tokenizer has no chat template; leave the option out, or set one")
+        chat = has_template if settings.chat is None else settings.chat
+        if not has_template:
+            self.notes += ("the tokenizer has no chat template: items are asked as 'Question: … Answer:'",)
+        limit = _max_length(model, tokenizer)
+        self.settings = dataclasses.replace(
+            settings, chat=chat, max_length=min(settings.max_length or limit, limit)
+        )
+        self._asked: dict[str, Asked] = {}
+        self._plans: dict[str, Plan] = {}
+        self._tree: bool | None = None
+
+    def measure(
+        self,
+        model: Any,
+        *,
+        part: Part = "all",
+        adapters: bool = True,
+        replies: bool = True,
+        name: str = "",
+        step: int | None = None,
+        progress: Progress | None = None,
+    ) -> Record:
+        """Measure what `model` does on the suite, or on one half of it.
+
+        Args:
+            model: a Hugging Face causal language model; it is left exactly as found.
+            part: which half; `all` measures the halves one after the other, each in its own packing.
+            adapters: False measures the base under a PEFT model.
+            replies: also take the replies to `open` items.
+            name: the model's name, for people.
+            step: optimizer steps so far, for the header.
+            progress: see `Progress`.
+        """
+        begin = time.perf_counter()
+        outcomes: list[Outcome] = []
+        tokens = 0
+        with session(model, self.tokenizer, adapters=adapters):
+            fingerprint = model_fingerprint(model, adapters=adapters)
+            conditions = self._conditions(model)
+            for half in ("monitor", "gate") if part == "all" else (part,):
+                items = self.suite.part(half)
+                if items:
+                    done, cost = self._half(model, half, items, replies, progress)
+                    outcomes += done
+                    tokens += cost
+        if not outcomes:
+            raise SuiteError(f"suite {self.suite.name}: its {part} half has no item; add items, or use --part all")
+        order = {item.id: place for place, item in enumerate(self.suite.items)}
+        header = Header(
+            suite=self.suite.name,
+            suite_hash=self.suite.hash,
+            part=part,
+            model=name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
+            model_fingerprint=fingerprint,
+            tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
+            conditions=conditions,
+            step=step,
+            cost={"seconds": round(time.perf_counter() - begin, 3), "tokens": tokens},
+            versions=versions(),
+            notes=self.notes,
+        )
+        return Record(header, tuple(sorted(outcomes, key=lambda outcome: order[outcome.id])))
+
+    def _half(
+        self, model: Any, half: str, items: tuple[Item, ...], replies: bool, progress: Progress | None
+    ) -> tuple[list[Outcome], int]:
+        asked = self._ask(half, items)
+        wanted = {item.id for item in items if replies or not item.kind == "open"}
+        prompts = [prompt for prompt in asked.prompts if prompt.item in wanted]
+        done = 0
+        total = len(asked.requests) + len(prompts)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(f"{half} half", done, total)
+
+        scores: list[Score] = []
+        tokens = 0
+        if asked.requests:
+            packed = self._plan(model, half, asked)
+            scores = execute(model, packed, asked.requests, pad=pad_token(self.tokenizer), progress=advance)
+            tokens = packed.tokens
+        said = generate(
+            model, self.tokenizer, prompts, max_new_tokens=self.settings.max_new_tokens, progress=advance
+        )
+        by_item: dict[str, list[Score]] = {}
+        for request, score in zip(asked.requests, scores, strict=True):
+            by_item.setdefault(request.item, []).append(score)
+        outcomes = [
+            outcome(item, asked.digests[item.id], by_item.get(item.id, []), said)
+            for item in items
+            if item.id in wanted
+        ]
+        return outcomes, tokens
+
+    def _ask(self, half: str, items: tuple[Item, ...]) -> Asked:
+        if half not in self._asked:
+            assert self.settings.chat is not None and self.settings.max_length is not None
+            self._asked[half] = ask(
+                items, self.tokenizer, chat=self.settings.chat, max_length=self.settings.max_length
+            )
+        return self._asked[half]
+
+    def _plan(self, model: Any, half: str, asked: Asked) -> Plan:
+        if self._tree is None:
+            self._tree = self._takes_tree(model, asked)
+        if half not in self._plans:
+            self._plans[half] = self._packed(asked, tree=self._tree)
+        return self._plans[half]
+
+    def _packed(self, asked: Asked, *, tree: bool) -> Plan:
+        sizes = {"row_tokens": self.settings.row_tokens, "batch_tokens": self.settings.batch_tokens}
+        return plan(asked.requests, **sizes, tree=tree)
+
+    def _takes_tree(self, model: Any, asked: Asked) -> bool:
+        """Whether the model gives the same numbers through packed trees; decided once, on a few requests."""
+        reason = takes_tree(model)
+        if reason is None:
+            few = asked.requests[:CHECKED]
+            sample = dataclasses.replace(asked, requests=few)
+            pad = pad_token(self.tokenizer)
+            packed = execute(model, self._packed(sample, tree=True), few, pad=pad)
+            flat = execute(model, self._packed(sample, tree=False), few, pad=pad)
+            # Half a nat an item is the noise of bf16 between two batch sizes; a wrong mask is off by far more.
+            bound = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.5
+            worst = max(abs(a.logprob - b.logprob) for a, b in zip(packed, flat, strict=True))
+            # NaN on both ways says nothing of the mask: the items themselves will be reported as not finite.
+            if worst > bound:
+                reason = f"differs by {worst:.2g} nats between packed and plain rows"
+        if reason is not None:
+            self.notes += (f"scored in plain rows, not in packed trees: the model {reason}",)
+        return reason is None
+
+    def _conditions(self, model: Any) -> dict[str, Any]:
+        parameter = next(p for p in model.parameters() if p.dtype.is_floating_point)
+        device = parameter.device.type
+        autocast = torch.is_autocast_enabled(device)
+        return {
+            "dtype": str(parameter.dtype).removeprefix("torch."),
+            "autocast": str(torch.get_autocast_dtype(device)).removeprefix("torch.") if autocast else None,
+            "device": device,
+            **dataclasses.asdict(self.settings),
+        }
+
+
+def outcome(item: Item, digest: str, scores: list[Score], said: Mapping[str, str]) -> Outcome:
+    """What the scores and replies of one item amount to."""
+    values = tuple(score.logprob if math.isfinite(score.logprob) else None for score in scores)
+    common = {
+        "id": item.id,
+        "kind": item.kind,
+        "capability": item.capability,
+        "request": digest,
+    }
+    if isinstance(item, ChoiceItem):
+        greedy = tuple(score.greedy for score in scores)
+        finite = [value for value in values if value is not None]
+        if len(finite) < len(values):
+            return Outcome(**common, correct=False, scores=values, greedy=greedy)
+        best = max(finite)
+        weights = [math.exp(value - best) for value in finite]
+        return Outcome(
+            **common,
+            # Ties go to the first, as numpy's argmax does in lm-eval.
+            correct=finite.index(best) == item.gold,
+            p=weights[item.gold] / sum(weights),
+            scores=values,
+            greedy=greedy,
+        )
+    if isinstance(item, TextItem):
+        total = sum(value for value in values if value is not None) if None not in values else None
+        return Outcome(**common, scores=(total,), bytes=len(item.text.encode()))
+    reply = said[item.id]
+    right = matches(reply, item.answers, item.match) if isinstance(item, AnswerItem) else None
+    return Outcome(**common, correct=right, reply=reply)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {
+        "backslide": backslide.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _max_length(model: Any, tokenizer: Any) -> int:
+    config = model.config.get_text_config()
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    limit = int(tokenizer.model_max_length)
+    # Tokenizers without a limit say 10^30.
+    return limit if limit < 10**9 else 2048

@@ -1,0 +1,170 @@
+"""Items to token requests, split exactly as lm-eval splits them.
+
+A request is a context and a continuation in token ids; its score is the log-likelihood of the continuation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backslide.errors import ModelError, SuiteError
+from backslide.suite.item import AnswerItem, ChoiceItem, Item, OpenItem, TextItem
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The continuation whose log-likelihood is asked, after its context."""
+
+    item: str
+    """Id of the item that asks."""
+    index: int
+    """Which choice of the item, or which window of its text."""
+    fed: Tokens
+    """What the model is fed: context and continuation without its last token."""
+    targets: Tokens
+    """The continuation; `targets[j]` is predicted at position `len(fed) - len(targets) + j`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Tokens after which the model is to reply."""
+
+    item: str
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Everything that a list of items asks of a model, in tokens."""
+
+    requests: tuple[Request, ...]
+    prompts: tuple[Prompt, ...]
+    digests: dict[str, str]
+    """For each item the digest of its token ids; equal digests mean equal questions."""
+    notes: tuple[str, ...] = ()
+
+
+def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int) -> Asked:
+    """Write down what `items` ask.
+
+    Choice and answer prompts go through the tokenizer's chat template when `chat` is true, the choice being the
+    assistant's reply; else they read ``Question: …\\nAnswer:`` and the choice follows after a space.
+
+    Args:
+        items: what to ask.
+        tokenizer: a Hugging Face tokenizer.
+        chat: render prompts through the chat template.
+        max_length: the most tokens that the model takes; longer requests lose tokens on the left, as in lm-eval.
+    """
+    items = list(items)
+    requests: list[Request] = []
+    prompts: list[Prompt] = []
+    asked = [item for item in items if isinstance(item, (ChoiceItem, AnswerItem, OpenItem))]
+    contexts = dict(zip((i.id for i in asked), (_render(i.prompt, tokenizer, chat) for i in asked), strict=True))
+    delimiter = "" if chat else " "
+
+    choosing = [item for item in items if isinstance(item, ChoiceItem)]
+    pairs = [(contexts[item.id], delimiter + choice) for item in choosing for choice in item.choices]
+    owners = [(item.id, index) for item in choosing for index in range(len(item.choices))]
+    for (owner, index), (context, continuation) in zip(owners, encode_pairs(tokenizer, pairs), strict=True):
+        if not continuation:
+            raise SuiteError(f"item {owner}: choice {index} becomes no token with this tokenizer")
+        fed = (context + continuation)[-(max_length + 1) :][:-1]
+        if len(continuation) > len(fed):
+            raise SuiteError(f"item {owner}: choice {index} is longer than the model's {max_length} tokens")
+        requests.append(Request(owner, index, fed, continuation))
+
+    replying = [item for item in asked if not isinstance(item, ChoiceItem)]
+    encoded = _encode(tokenizer, [contexts[item.id] for item in replying])
+    prompts.extend(Prompt(item.id, tokens) for item, tokens in zip(replying, encoded, strict=True))
+
+    for item in items:
+        if isinstance(item, TextItem):
+            requests.extend(_windows(item, tokenizer, max_length))
+
+    digests = {item.id: hashlib.sha256() for item in items}
+    for request in requests:
+        digests[request.item].update(_bytes(request.fed) + b"|" + _bytes(request.targets) + b";")
+    for prompt in prompts:
+        digests[prompt.item].update(_bytes(prompt.tokens))
+    return Asked(tuple(requests), tuple(prompts), {id: h.hexdigest()[:16] for id, h in digests.items()})
+
+
+def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
+    """Context and continuation in token ids, split as `lm_eval.api.model.TemplateLM._encode_pair` splits them.
+
+    White space at the end of the context moves to the continuation; both are encoded together, and the
+    continuation is what follows after as many tokens as the context alone has. An empty context becomes the
+    prefix token (BOS, else EOS).
+    """
+    moved = []
+    for context, continuation in pairs:
+        stripped = context.rstrip()
+        moved.append((stripped, context[len(stripped) :] + continuation))
+    contexts = _encode(tokenizer, [context for context, _ in moved])
+    wholes = _encode(tokenizer, [context + continuation for context, continuation in moved])
+    split = []
+    for (text, _), context, whole in zip(moved, contexts, wholes, strict=True):
+        if text == "":
+            prefix = prefix_token(tokenizer)
+            split.append(((prefix,), whole[1:] if whole[:1] == (prefix,) else whole))
+        else:
+            split.append((context, whole[len(context) :]))
+    return split
+
+
+def prefix_token(tokenizer: Any) -> int:
+    """The token that stands for an empty context: BOS, else EOS."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ModelError("the tokenizer has neither a BOS nor an EOS token; set tokenizer.eos_token")
+
+
+def _render(prompt: str, tokenizer: Any, chat: bool) -> str:
+    if not chat:
+        return f"Question: {prompt}\nAnswer:"
+    messages = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+
+def _encode(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
+    """Token ids of each text, with the tokenizer's own special tokens unless the text starts with BOS already."""
+    bos = tokenizer.bos_token
+    encoded: list[Tokens] = [()] * len(texts)
+    for special in (True, False):
+        group = [i for i, text in enumerate(texts) if (not (bos and text.startswith(bos))) is special]
+        if group:
+            # A long text is cut into windows or on the left later: no need for the tokenizer's warning.
+            rows = tokenizer([texts[i] for i in group], add_special_tokens=special, verbose=False)["input_ids"]
+            for i, row in zip(group, rows, strict=True):
+                encoded[i] = tuple(row)
+    return encoded
+
+
+def _windows(item: TextItem, tokenizer: Any, max_length: int) -> list[Request]:
+    """Every token of the text predicted once, from windows that do not overlap but for one token of context.
+
+    `lm_eval.utils.get_rolling_token_windows(context_len=1)`: the first window starts after the prefix token; a
+    last, shorter window is filled up with context on its left.
+    """
+    tokens = _encode(tokenizer, [item.text])[0]
+    stream = (prefix_token(tokenizer), *tokens)
+    windows = []
+    for index, start in enumerate(range(0, len(tokens), max_length)):
+        end = min(start + max_length, len(tokens))
+        # Predict tokens[start:end], which stand one further to the right in the stream.
+        left = 0 if start == 0 else end - max_length
+        windows.append(Request(item.id, index, stream[max(left, 0) : end], tokens[start:end]))
+    return windows
+
+
+def _bytes(tokens: Sequence[int]) -> bytes:
+    return np.asarray(tokens, dtype="<i4").tobytes()

@@ -1,0 +1,83 @@
+"""Borrow a model for scoring, and give it back exactly as it was.
+
+Base and candidate must be scored alike, and a training run must not notice that it was watched. So a session puts
+every submodule into eval mode, switches gradients and (where asked) adapters off, and on leaving restores each
+submodule's mode, every random number generator, the cache switch and the tokenizer's padding side, also when it
+is left by an exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextlib.contextmanager
+def session(model: Any, tokenizer: Any, *, adapters: bool = True) -> Iterator[None]:
+    """Score inside this context.
+
+    Args:
+        model: the model, of which nothing is changed on leaving.
+        tokenizer: its tokenizer; pads on the left inside, as generation needs.
+        adapters: False switches PEFT adapters off, which gives the base model without a second copy of it.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_random_state())
+        stack.enter_context(_modes(model))
+        stack.enter_context(_attribute(tokenizer, "padding_side", "left"))
+        if not adapters and hasattr(model, "disable_adapter"):
+            stack.enter_context(_requires_grad(model))
+            stack.enter_context(model.disable_adapter())
+        stack.enter_context(torch.no_grad())
+        model.eval()
+        yield
+
+
+@contextlib.contextmanager
+def _random_state() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    # fork_rng covers torch's CPU generator and those of every accelerator that has been used.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def _modes(model: Any) -> Iterator[None]:
+    # Not model.train() on leaving: a user may keep single submodules in eval mode.
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _requires_grad(model: Any) -> Iterator[None]:
+    # PEFT switches requires_grad of adapters when they are disabled and enabled again.
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

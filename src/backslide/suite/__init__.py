@@ -1,0 +1,1 @@
+"""What is asked: items, suites and the bundled repertoire. No torch."""

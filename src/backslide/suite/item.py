@@ -1,0 +1,186 @@
+"""Item and its four kinds: one thing that the model is asked.
+
+An item is frozen and validated when made. `item_from_dict` and `Item.to_dict` are inverse to each other;
+their dictionaries are the lines of a suite file::
+
+    {"id": "world_facts/japan", "kind": "choice", "capability": "world_facts",
+     "prompt": "What is the capital of Japan?", "choices": ["Seoul", "Tokyo"], "gold": 1}
+    {"id": "sums/7", "kind": "answer", "capability": "sums", "prompt": "7+5?", "answers": ["12"], "match": "number"}
+    {"id": "prose/1", "kind": "text", "capability": "prose", "text": "It was a bright cold day …"}
+    {"id": "chat/1", "kind": "open", "capability": "chat", "prompt": "How do you boil water?"}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from backslide.errors import SuiteError
+
+Match = Literal["exact", "number", "contains", "regex"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """What all kinds share.
+
+    Raises `SuiteError` when a field is of the wrong type, empty or out of range.
+    """
+
+    kind: ClassVar[str] = ""
+
+    id: str
+    """Unique within the suite."""
+    capability: str
+    """The group on which a verdict is given."""
+    cluster: str | None = None
+    """Items that share a passage or a template share this name; they stay in one half of the suite."""
+
+    def __post_init__(self) -> None:
+        self._text("id")
+        self._text("capability")
+        if self.cluster is not None:
+            self._text("cluster")
+
+    def _text(self, field: str) -> None:
+        value = getattr(self, field)
+        if not isinstance(value, str):
+            raise SuiteError(f"{field} is {value!r}, text is needed")
+        if not value.strip():
+            raise SuiteError(f"{field} is empty")
+        _encodable(field, value)
+
+    def _texts(self, field: str, at_least: int) -> None:
+        value = getattr(self, field)
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+            raise SuiteError(f"{field} is {value!r}, a list of texts is needed")
+        if len(value) < at_least:
+            raise SuiteError(f"{field} has {len(value)} entries, at least {at_least} needed")
+        for entry in value:
+            if not entry.strip():
+                raise SuiteError(f"{field} has an empty entry")
+            _encodable(field, entry)
+        if len(set(value)) < len(value):
+            twice = next(v for i, v in enumerate(value) if v in value[:i])
+            raise SuiteError(f"{field} has {twice!r} twice")
+        object.__setattr__(self, field, tuple(value))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The item as a line of a suite file; fields at their default are left out."""
+        row: dict[str, Any] = {"id": self.id, "kind": self.kind, "capability": self.capability}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in row and value != field.default:
+                row[field.name] = list(value) if isinstance(value, tuple) else value
+        return row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceItem(Item):
+    """Pick one of several continuations by log-likelihood."""
+
+    kind: ClassVar[str] = "choice"
+
+    prompt: str
+    choices: tuple[str, ...]
+    gold: int
+    """Index of the right choice, from 0."""
+
+    def __post_init__(self) -> None:
+        Item.__post_init__(self)
+        self._text("prompt")
+        self._texts("choices", at_least=2)
+        if not isinstance(self.gold, int) or isinstance(self.gold, bool):
+            raise SuiteError(f"gold is {self.gold!r}, the index of a choice is needed")
+        if not 0 <= self.gold < len(self.choices):
+            last = len(self.choices) - 1
+            raise SuiteError(f"gold is {self.gold}, but the item has {last + 1} choices (0-{last})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerItem(Item):
+    """Generate a reply, then match it with the accepted answers."""
+
+    kind: ClassVar[str] = "answer"
+
+    prompt: str
+    answers: tuple[str, ...]
+    match: Match = "exact"
+    """How a reply is compared: see `backslide.suite.matching`."""
+
+    def __post_init__(self) -> None:
+        Item.__post_init__(self)
+        self._text("prompt")
+        self._texts("answers", at_least=1)
+        if self.match not in get_args(Match):
+            raise SuiteError(f"match is {self.match!r}, one of {', '.join(get_args(Match))} is needed")
+        if self.match == "regex":
+            for pattern in self.answers:
+                try:
+                    re.compile(pattern)
+                except re.error as bad:
+                    raise SuiteError(f"answers has {pattern!r}, which is no regular expression: {bad}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextItem(Item):
+    """Held-out text, measured in bits per byte."""
+
+    kind: ClassVar[str] = "text"
+
+    text: str
+
+    def __post_init__(self) -> None:
+        Item.__post_init__(self)
+        self._text("text")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenItem(Item):
+    """No gold answer: the base model's own reply is the reference."""
+
+    kind: ClassVar[str] = "open"
+
+    prompt: str
+
+    def __post_init__(self) -> None:
+        Item.__post_init__(self)
+        self._text("prompt")
+
+
+KINDS: dict[str, type[Item]] = {cls.kind: cls for cls in (ChoiceItem, AnswerItem, TextItem, OpenItem)}
+
+
+def item_from_dict(row: Mapping[str, Any]) -> Item:
+    """Make the item that a line of a suite file describes.
+
+    Raises `SuiteError`, without file and line, which the reader of the file adds.
+    """
+    kind = row.get("kind")
+    if kind is None:
+        raise SuiteError(f"has no kind; one of {', '.join(KINDS)} is needed")
+    cls = KINDS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise SuiteError(f"kind is {kind!r}, one of {', '.join(KINDS)} is needed")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in row:
+        if key != "kind" and key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(fields)}"
+            raise SuiteError(f"unknown key {key!r} in an item of kind {kind}{hint}")
+    for name, field in fields.items():
+        if name not in row and field.default is dataclasses.MISSING:
+            raise SuiteError(f"has no {name}, which an item of kind {kind} needs")
+    return cls(**{key: value for key, value in row.items() if key != "kind"})
+
+
+def _encodable(field: str, value: str) -> None:
+    # A lone surrogate comes out of "\ud800" in JSON; no tokenizer and no UTF-8 file can take it.
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise SuiteError(f"{field} is {value!r}, which holds half a surrogate pair and is not text") from None

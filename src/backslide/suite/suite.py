@@ -1,0 +1,116 @@
+"""Suite: a set of items with a content hash, split once and for all into a monitor and a gate half."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from backslide.errors import SuiteError
+from backslide.files import read_lines, write_lines
+from backslide.suite.item import Item, item_from_dict
+
+Part = Literal["monitor", "gate", "all"]
+
+REPERTOIRE = "repertoire"
+"""The name of the bundled suite."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Items under a name.
+
+    Raises `SuiteError` when there are no items or two of them have the same id.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "items", tuple(self.items))
+        if not self.items:
+            raise SuiteError(f"suite {self.name}: has no items")
+        twice = [id for id, count in Counter(item.id for item in self.items).items() if count > 1]
+        if twice:
+            raise SuiteError(f"suite {self.name}: the id {twice[0]!r} is used more than once")
+
+    @classmethod
+    def load(cls, source: str | Path) -> Suite:
+        """Read a JSON Lines file, a folder of them, or the bundled suite `repertoire`.
+
+        Raises `SuiteError` naming file and line.
+        """
+        if str(source) == REPERTOIRE:
+            return cls.repertoire()
+        path = Path(source)
+        if path.is_dir():
+            files = sorted(path.glob("*.jsonl"))
+            if not files:
+                raise SuiteError(f"{path}: the folder has no .jsonl file")
+        elif path.exists():
+            files = [path]
+        else:
+            raise SuiteError(f"{path}: no such suite; give a .jsonl file, a folder of them, or {REPERTOIRE!r}")
+        items = list(_read(files))
+        if not items:
+            raise SuiteError(f"{path}: the suite is empty; a line an item is needed")
+        return cls(name=path.stem, items=tuple(items))
+
+    @classmethod
+    def repertoire(cls) -> Suite:
+        """The bundled suite of general abilities."""
+        with importlib.resources.as_file(importlib.resources.files(__package__) / REPERTOIRE) as folder:
+            return cls(name=REPERTOIRE, items=tuple(_read(sorted(folder.glob("*.jsonl")))))
+
+    def save(self, path: str | Path) -> None:
+        """Write the suite as JSON Lines, atomically."""
+        write_lines(Path(path), (item.to_dict() for item in self.items))
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """SHA-256 of the items' content, whatever their order and the suite's name."""
+        rows = sorted(json.dumps(item.to_dict(), sort_keys=True) for item in self.items)
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+    def part(self, part: Part) -> tuple[Item, ...]:
+        """The items of one half, or all of them, in the suite's order."""
+        if part not in get_args(Part):
+            raise SuiteError(f"part is {part!r}, one of {', '.join(get_args(Part))} is needed")
+        if part == "all":
+            return self.items
+        return tuple(item for item in self.items if half_of(item) == part)
+
+    @property
+    def capabilities(self) -> dict[str, int]:
+        """Number of items of each capability, in the suite's order."""
+        return dict(Counter(item.capability for item in self.items))
+
+
+def half_of(item: Item) -> Literal["monitor", "gate"]:
+    """The half in which an item is, by hash of its cluster, or of its id where it has none.
+
+    It depends on nothing else, so adding items to a suite moves none from one half to the other.
+    """
+    digest = hashlib.sha256((item.cluster or item.id).encode()).digest()
+    return "monitor" if digest[0] % 2 == 0 else "gate"
+
+
+def _read(files: Iterable[Path]) -> Iterator[Item]:
+    seen: dict[str, str] = {}
+    for path in files:
+        for number, row in read_lines(path, SuiteError):
+            place = f"{path}:{number}"
+            try:
+                item = item_from_dict(row)
+            except SuiteError as bad:
+                raise SuiteError(f"{place}: {bad}") from None
+            if item.id in seen:
+                raise SuiteError(f"{place}: the id {item.id!r} was used before, at {seen[item.id]}")
+            seen[item.id] = place
+            yield item
