@@ -66,6 +66,9 @@ def load_model(source: str | Path, *, dtype: str = "auto", say: Callable[[str], 
         model = AutoModelForCausalLM.from_pretrained(base, dtype=kind, use_safetensors=True)
         with_tokenizer = adapter if adapter and (Path(adapter) / "tokenizer_config.json").is_file() else base
         tokenizer = AutoTokenizer.from_pretrained(with_tokenizer)
+        if base == str(cache_folder() / "models" / BUILTIN):
+            # An adapter remembers its base by this name, which is found again on another machine.
+            model.name_or_path = model.config._name_or_path = BUILTIN
         if adapter:
             from peft import PeftModel
 

@@ -9,6 +9,7 @@
     events.jsonl             appended and flushed: losses, looks, verdicts, actions, seconds
     verdict.json             the final verdict
     report.md
+    model/                   the trained model or adapter, where `backslide tune` made the run
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from backslide.files import dump, read_json, write_json
 from backslide.record import Record
 from backslide.verdict import Verdict
 
-_OWN = ("run.json", "baseline.jsonl", "steps", "final.jsonl", "events.jsonl", "verdict.json", "report.md")
+_OWN = ("run.json", "baseline.jsonl", "steps", "final.jsonl", "events.jsonl", "verdict.json", "report.md", "model")
 
 
 class RunFolder:
@@ -129,4 +130,3 @@ class RunFolder:
         with open(self.path / "events.jsonl", "rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
-

@@ -322,9 +322,7 @@ def _reason(zone: Zone, interval: Interval, tolerance: float, seen: str, needed:
     return f"{seen}; a drop {upper} is possible and none is proven{more}"
 
 
-def _overall(
-    rows: Sequence[CapabilityVerdict], pooled: CapabilityVerdict | None
-) -> tuple[Zone, tuple[str, ...]]:
+def _overall(rows: Sequence[CapabilityVerdict], pooled: CapabilityVerdict | None) -> tuple[Zone, tuple[str, ...]]:
     if not rows:
         return Zone.UNDECIDED, ("the suite has no item with a verdict; add choice, answer or text items",)
     judged = [*rows, pooled] if pooled is not None else list(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from transformers import TrainerCallback
 
 from backslide.errors import InputError, MismatchError, RunError
 from backslide.guard import monitor, policy, schedule
-from backslide.models import model_fingerprint
-from backslide.record import Record
+from backslide.record import Record, pair
+from backslide.report.markdown import write_report
 from backslide.rundir import RunFolder
 from backslide.scoring.engine import Progress, Scorer, Settings, versions
+from backslide.suite.item import OpenItem
 from backslide.suite.suite import Suite
 from backslide.verdict import Level, Tolerance, Verdict, judge
 
@@ -36,7 +37,8 @@ class Guard(TrainerCallback):
         run_dir: the run's folder. Default: `backslide` in the trainer's `output_dir`.
         settings: how the suite is asked.
         name: the model's name, for people. Default: what it was loaded from.
-        quiet: no line in the console at each look.
+        extra: further fields for the run's `run.json`.
+        say: told what happens, a line each. Default: the logger `backslide`, as warnings, which transformers shows.
         progress: called while items are scored.
 
     Raises:
@@ -56,7 +58,8 @@ class Guard(TrainerCallback):
         run_dir: str | Path | None = None,
         settings: Settings | None = None,
         name: str | None = None,
-        quiet: bool = False,
+        extra: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] | None = None,
         progress: Progress | None = None,
     ) -> None:
         if suite is None:
@@ -71,7 +74,8 @@ class Guard(TrainerCallback):
         self._run_dir = Path(run_dir) if run_dir is not None else None
         self._settings = settings
         self._name = name
-        self._quiet = quiet
+        self._extra = dict(extra or {})
+        self._tell = say or (lambda line: logger.warning("backslide: %s", line))
         self._progress = progress
         self._scorer: Scorer | None = None
         self._state: monitor.State | None = None
@@ -106,12 +110,11 @@ class Guard(TrainerCallback):
         if resumed:
             self._resume(state.global_step)
             return
-        if self._writes:
-            self.run.begin(self._config(args, model, looks))
+        # First what may be refused, then the folder: a baseline that does not fit leaves nothing behind.
         self.baseline = self._take_baseline(model)
         if self._writes:
+            self.run.begin(self._config(args, model, looks))
             self.baseline.save(self.run.baseline)
-            self.run.update(suite_hash=self.suite.hash, baseline=self.baseline.header.model_fingerprint)
         cost = self.baseline.header.cost
         self._write([{"event": "baseline", "step": 0, "given": self._given is not None, **cost}])
 
@@ -148,17 +151,20 @@ class Guard(TrainerCallback):
         ])  # fmt: skip
         if self._writes and self.run is not None:
             self.final.save(self.run.final)
+            setup = {**self.run.config["setup"], "steps": step, "epochs": state.epoch}
+            self.run.update(setup=setup)
             self.run.save_verdict(self.verdict)
+            write_report(self.run)
         self._say(f"final verdict: {self.verdict}")
 
     def _take_baseline(self, model: Any) -> Record:
         assert self._scorer is not None
         if self._given is None:
-            return self._scorer.measure(
-                model, adapters=False, name=self._name or _name(model), progress=self._progress
-            )
-        now = model_fingerprint(model, adapters=False)
-        then = self._given.header.model_fingerprint
+            return self._scorer.measure(model, adapters=False, name=self._name or _name(model), progress=self._progress)
+        # Everything that must be equal, before a step is made.
+        unanswered = self._scorer.unanswered(model, adapters=False)
+        pair(self._given, unanswered)
+        now, then = unanswered.header.model_fingerprint, self._given.header.model_fingerprint
         if now != then:
             raise MismatchError(
                 f"the baseline was measured on other weights ({self._given.header.model}, {then[:12]}) than the "
@@ -238,13 +244,14 @@ class Guard(TrainerCallback):
                 "rank": getattr(adapter, "r", None),
                 "learning_rate": args.learning_rate,
                 "max_steps": looks[-1],
-                "epochs": float(args.num_train_epochs) if args.max_steps <= 0 else None,
                 "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps,
                 "seed": args.seed,
                 "parameters": total,
                 "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
             },
+            "questions": {item.id: item.prompt for item in self.suite.items if isinstance(item, OpenItem)},
             "versions": versions(),
+            **self._extra,
         }
 
     def _write(self, events: list[dict[str, Any]]) -> None:
@@ -252,8 +259,8 @@ class Guard(TrainerCallback):
             self.run.append(events)
 
     def _say(self, line: str) -> None:
-        if not self._quiet and self._writes:
-            logger.warning("backslide: %s", line)
+        if self._writes:
+            self._tell(line)
 
 
 def _tokenizer(processing: Any) -> Any:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Union
 
 from backslide.errors import ConfigError
 from backslide.verdict import Verdict, Zone
 
 ACTIONS = ("warn", "stop")
 
-Policy = Union[str, Callable[[Verdict], "str | None"]]
+Policy = str | Callable[[Verdict], str | None]
 """`warn`, `stop`, or a function from a look's verdict to one of these or None."""
 
 

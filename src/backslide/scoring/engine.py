@@ -1,6 +1,6 @@
 """Model × suite → Record. Reads top to bottom: how one model state is measured.
 
-    items ─ requests.ask ─► token requests ─ plan.plan ─► packed rows ─ execute.execute ─► log-likelihoods ─► outcomes
+items ─ requests.ask ─► token requests ─ plan.plan ─► packed rows ─ execute.execute ─► log-likelihoods ─► outcomes
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ class Scorer:
         if not has_template:
             self.notes += ("the tokenizer has no chat template: items are asked as 'Question: … Answer:'",)
         limit = _max_length(model, tokenizer)
-        self.settings = dataclasses.replace(
-            settings, chat=chat, max_length=min(settings.max_length or limit, limit)
-        )
+        self.settings = dataclasses.replace(settings, chat=chat, max_length=min(settings.max_length or limit, limit))
         self._asked: dict[str, Asked] = {}
         self._plans: dict[str, Plan] = {}
         self._tree: bool | None = None
@@ -102,7 +100,7 @@ class Scorer:
             model: a Hugging Face causal language model; it is left exactly as found.
             part: which half; `all` measures the halves one after the other, each in its own packing.
             adapters: False measures the base under a PEFT model.
-            replies: also take the replies to `open` items.
+            replies: also take the replies to `open` items, all of them whatever the part.
             name: the model's name, for people.
             step: optimizer steps so far, for the header.
             progress: see `Progress`.
@@ -111,80 +109,88 @@ class Scorer:
         outcomes: list[Outcome] = []
         tokens = 0
         with session(model, self.tokenizer, adapters=adapters):
-            fingerprint = model_fingerprint(model, adapters=adapters)
-            conditions = self._conditions(model)
+            header = self.header(model, part=part, adapters=adapters, name=name, step=step)
             for half in ("monitor", "gate") if part == "all" else (part,):
-                items = self.suite.part(half)
+                # An open item has no right answer, so it neither steers nor judges: it is in no half.
+                items = tuple(item for item in self.suite.part(half) if item.kind != "open")
                 if items:
-                    done, cost = self._half(model, half, items, replies, progress)
+                    done, spent = self._group(model, f"{half} half", items, progress)
                     outcomes += done
-                    tokens += cost
+                    tokens += spent
+            openers = tuple(item for item in self.suite.items if item.kind == "open") if replies else ()
+            if openers:
+                outcomes += self._group(model, "open questions", openers, progress)[0]
         if not outcomes:
             raise SuiteError(f"suite {self.suite.name}: its {part} half has no item; add items, or use --part all")
         order = {item.id: place for place, item in enumerate(self.suite.items)}
-        header = Header(
+        cost = {"seconds": round(time.perf_counter() - begin, 3), "tokens": tokens}
+        header = dataclasses.replace(header, cost=cost, notes=self.notes)
+        return Record(header, tuple(sorted(outcomes, key=lambda outcome: order[outcome.id])))
+
+    def header(
+        self, model: Any, *, part: Part = "all", adapters: bool = True, name: str = "", step: int | None = None
+    ) -> Header:
+        """The header that a record of `model` would have: what must be equal for two records to be compared."""
+        return Header(
             suite=self.suite.name,
             suite_hash=self.suite.hash,
             part=part,
             model=name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
-            model_fingerprint=fingerprint,
+            model_fingerprint=model_fingerprint(model, adapters=adapters),
             tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
-            conditions=conditions,
+            conditions=self._conditions(model),
             step=step,
-            cost={"seconds": round(time.perf_counter() - begin, 3), "tokens": tokens},
             versions=versions(),
             notes=self.notes,
         )
-        return Record(header, tuple(sorted(outcomes, key=lambda outcome: order[outcome.id])))
 
-    def _half(
-        self, model: Any, half: str, items: tuple[Item, ...], replies: bool, progress: Progress | None
+    def unanswered(self, model: Any, *, adapters: bool = True) -> Record:
+        """A record that says what would be asked, without outcomes: pairing it tells early whether a baseline fits."""
+        blank = []
+        for half in ("monitor", "gate"):
+            items = tuple(item for item in self.suite.part(half) if item.kind != "open")
+            asked = self._ask(f"{half} half", items)
+            blank += [_blank(item, asked.digests[item.id]) for item in items]
+        return Record(self.header(model, adapters=adapters), tuple(blank))
+
+    def _group(
+        self, model: Any, name: str, items: tuple[Item, ...], progress: Progress | None
     ) -> tuple[list[Outcome], int]:
-        asked = self._ask(half, items)
-        wanted = {item.id for item in items if replies or not item.kind == "open"}
-        prompts = [prompt for prompt in asked.prompts if prompt.item in wanted]
+        asked = self._ask(name, items)
         done = 0
-        total = len(asked.requests) + len(prompts)
+        total = len(asked.requests) + len(asked.prompts)
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
             if progress is not None:
-                progress(f"{half} half", done, total)
+                progress(name, done, total)
 
         scores: list[Score] = []
         tokens = 0
         if asked.requests:
-            packed = self._plan(model, half, asked)
+            packed = self._plan(model, name, asked)
             scores = execute(model, packed, asked.requests, pad=pad_token(self.tokenizer), progress=advance)
             tokens = packed.tokens
-        said = generate(
-            model, self.tokenizer, prompts, max_new_tokens=self.settings.max_new_tokens, progress=advance
-        )
+        limit = self.settings.max_new_tokens
+        said = generate(model, self.tokenizer, asked.prompts, max_new_tokens=limit, progress=advance)
         by_item: dict[str, list[Score]] = {}
         for request, score in zip(asked.requests, scores, strict=True):
             by_item.setdefault(request.item, []).append(score)
-        outcomes = [
-            outcome(item, asked.digests[item.id], by_item.get(item.id, []), said)
-            for item in items
-            if item.id in wanted
-        ]
-        return outcomes, tokens
+        return [outcome(item, asked.digests[item.id], by_item.get(item.id, []), said) for item in items], tokens
 
-    def _ask(self, half: str, items: tuple[Item, ...]) -> Asked:
-        if half not in self._asked:
+    def _ask(self, name: str, items: tuple[Item, ...]) -> Asked:
+        if name not in self._asked:
             assert self.settings.chat is not None and self.settings.max_length is not None
-            self._asked[half] = ask(
-                items, self.tokenizer, chat=self.settings.chat, max_length=self.settings.max_length
-            )
-        return self._asked[half]
+            self._asked[name] = ask(items, self.tokenizer, chat=self.settings.chat, max_length=self.settings.max_length)
+        return self._asked[name]
 
-    def _plan(self, model: Any, half: str, asked: Asked) -> Plan:
+    def _plan(self, model: Any, name: str, asked: Asked) -> Plan:
         if self._tree is None:
             self._tree = self._takes_tree(model, asked)
-        if half not in self._plans:
-            self._plans[half] = self._packed(asked, tree=self._tree)
-        return self._plans[half]
+        if name not in self._plans:
+            self._plans[name] = self._packed(asked, tree=self._tree)
+        return self._plans[name]
 
     def _packed(self, asked: Asked, *, tree: bool) -> Plan:
         sizes = {"row_tokens": self.settings.row_tokens, "batch_tokens": self.settings.batch_tokens}
@@ -224,21 +230,16 @@ class Scorer:
 def outcome(item: Item, digest: str, scores: list[Score], said: Mapping[str, str]) -> Outcome:
     """What the scores and replies of one item amount to."""
     values = tuple(score.logprob if math.isfinite(score.logprob) else None for score in scores)
-    common = {
-        "id": item.id,
-        "kind": item.kind,
-        "capability": item.capability,
-        "request": digest,
-    }
+    blank = _blank(item, digest)
     if isinstance(item, ChoiceItem):
         greedy = tuple(score.greedy for score in scores)
         finite = [value for value in values if value is not None]
         if len(finite) < len(values):
-            return Outcome(**common, correct=False, scores=values, greedy=greedy)
+            return dataclasses.replace(blank, correct=False, scores=values, greedy=greedy)
         best = max(finite)
         weights = [math.exp(value - best) for value in finite]
-        return Outcome(
-            **common,
+        return dataclasses.replace(
+            blank,
             # Ties go to the first, as numpy's argmax does in lm-eval.
             correct=finite.index(best) == item.gold,
             p=weights[item.gold] / sum(weights),
@@ -247,10 +248,14 @@ def outcome(item: Item, digest: str, scores: list[Score], said: Mapping[str, str
         )
     if isinstance(item, TextItem):
         total = sum(value for value in values if value is not None) if None not in values else None
-        return Outcome(**common, scores=(total,), bytes=len(item.text.encode()))
+        return dataclasses.replace(blank, scores=(total,), bytes=len(item.text.encode()))
     reply = said[item.id]
     right = matches(reply, item.answers, item.match) if isinstance(item, AnswerItem) else None
-    return Outcome(**common, correct=right, reply=reply)
+    return dataclasses.replace(blank, correct=right, reply=reply)
+
+
+def _blank(item: Item, digest: str) -> Outcome:
+    return Outcome(id=item.id, kind=item.kind, capability=item.capability, request=digest)
 
 
 def versions() -> dict[str, str]:

@@ -55,7 +55,7 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int) -
     """Write down what `items` ask.
 
     Choice and answer prompts go through the tokenizer's chat template when `chat` is true, the choice being the
-    assistant's reply; else they read ``Question: …\\nAnswer:`` and the choice follows after a space.
+    assistant's reply; else they read `Question: … Answer:` on two lines and the choice follows after a space.
 
     Args:
         items: what to ask.
@@ -110,13 +110,13 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple
         moved.append((stripped, context[len(stripped) :] + continuation))
     contexts = _encode(tokenizer, [context for context, _ in moved])
     wholes = _encode(tokenizer, [context + continuation for context, continuation in moved])
-    split = []
-    for (text, _), context, whole in zip(moved, contexts, wholes, strict=True):
+    split: list[tuple[Tokens, Tokens]] = []
+    for (text, _), before, whole in zip(moved, contexts, wholes, strict=True):
         if text == "":
             prefix = prefix_token(tokenizer)
             split.append(((prefix,), whole[1:] if whole[:1] == (prefix,) else whole))
         else:
-            split.append((context, whole[len(context) :]))
+            split.append((before, whole[len(before) :]))
     return split
 
 

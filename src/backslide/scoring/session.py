@@ -30,6 +30,7 @@ def session(model: Any, tokenizer: Any, *, adapters: bool = True) -> Iterator[No
         stack.enter_context(_random_state())
         stack.enter_context(_modes(model))
         stack.enter_context(_attribute(tokenizer, "padding_side", "left"))
+        stack.enter_context(_plain_forward(model))
         if not adapters and hasattr(model, "disable_adapter"):
             stack.enter_context(_requires_grad(model))
             stack.enter_context(model.disable_adapter())
@@ -60,6 +61,21 @@ def _modes(model: Any) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def _plain_forward(model: Any) -> Iterator[None]:
+    # Under mixed precision accelerate wraps forward() in autocast. A model is scored as it will be loaded from its
+    # checkpoint, so that a baseline from elsewhere and a later `backslide check` meet the same conditions.
+    wrapped = model.__dict__.get("forward")
+    if wrapped is None or "_original_forward" not in model.__dict__:
+        yield
+        return
+    model.forward = model.__dict__["_original_forward"]
+    try:
+        yield
+    finally:
+        model.forward = wrapped
 
 
 @contextlib.contextmanager

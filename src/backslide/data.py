@@ -1,0 +1,92 @@
+"""Training data: JSON Lines with `text`, with `prompt` and `completion`, or with chat `messages`. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backslide.errors import DataError
+from backslide.files import read_lines
+
+FORMATS = {"messages": ("messages",), "prompt/completion": ("prompt", "completion"), "text": ("text",)}
+"""Name and keys of each format, in TRL's words."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows of a training file."""
+
+    path: Path
+    format: str
+    """One of `FORMATS`."""
+    rows: tuple[dict[str, Any], ...]
+    """Only the keys of the format; other columns are of no use to the trainer."""
+    skipped: int
+    """Rows left out because their text is empty."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainingData:
+        """Read a file.
+
+        Raises `DataError`, naming file and line, where it is missing, malformed, mixes formats or has no usable text.
+        """
+        path = Path(path)
+        rows: list[dict[str, Any]] = []
+        kind: str | None = None
+        skipped = 0
+        for number, row in read_lines(path, DataError):
+            try:
+                found = _format(row)
+                if kind is not None and found != kind:
+                    raise DataError(f"is of the format {found}, the lines before are {kind}; keep to one format")
+                kind = found
+                usable = _usable(row, kind)
+            except DataError as bad:
+                raise DataError(f"{path}:{number}: {bad}") from None
+            if usable:
+                rows.append({key: row[key] for key in FORMATS[kind]})
+            else:
+                skipped += 1
+        if kind is None or not rows:
+            why = f"all {skipped} lines are empty" if skipped else "the file has no line"
+            raise DataError(f'{path}: no usable text: {why}; give a line for each example, such as {{"text": "…"}}')
+        return cls(path, kind, tuple(rows), skipped)
+
+    def as_text(self) -> TrainingData:
+        """Chat messages as plain text, a line a turn, for a tokenizer without a chat template."""
+        if self.format != "messages":
+            return self
+        rows = tuple(
+            {"text": "\n".join(f"{m['role'].capitalize()}: {m['content'].strip()}" for m in row["messages"])}
+            for row in self.rows
+        )
+        return TrainingData(self.path, "text", rows, self.skipped)
+
+
+def _format(row: Mapping[str, Any]) -> str:
+    for name, keys in FORMATS.items():
+        if all(key in row for key in keys):
+            return name
+    found = ", ".join(sorted(str(key)[:40] for key in row)) or "none"
+    raise DataError(f"has the keys {found}; a training line needs text, or prompt and completion, or messages")
+
+
+def _usable(row: Mapping[str, Any], kind: str) -> bool:
+    if kind != "messages":
+        for key in FORMATS[kind]:
+            if not isinstance(row[key], str):
+                raise DataError(f"{key} is {type(row[key]).__name__}, text is needed")
+        # A prompt may be empty; what is learnt is the text, or the completion.
+        return bool(row[FORMATS[kind][-1]].strip())
+    messages = row["messages"]
+    if not isinstance(messages, list):
+        raise DataError(f"messages is {type(messages).__name__}, a list of messages is needed")
+    for place, message in enumerate(messages, start=1):
+        if not isinstance(message, dict):
+            raise DataError(f"message {place} is {type(message).__name__}, an object with role and content is needed")
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                raise DataError(f"message {place} has no text in {key!r}")
+    return any(message["role"] == "assistant" and message["content"].strip() for message in messages)

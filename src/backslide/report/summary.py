@@ -1,0 +1,159 @@
+"""What a run's folder says, read back and put together: the one source of every page and table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from backslide.diagnosis import Diagnosis, Losses, diagnose, losses_of
+from backslide.errors import RecordError
+from backslide.record import Record
+from backslide.rundir import RunFolder
+from backslide.verdict import CapabilityVerdict, Verdict
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look during training."""
+
+    step: int
+    verdict: Verdict
+    seconds: float | None
+    train_loss: float | None
+    """The last one logged up to this step."""
+    held_out_loss: float | None
+
+    @property
+    def main(self) -> CapabilityVerdict | None:
+        """The row that stands for all: of all items together, else of the only capability."""
+        return main_row(self.verdict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An open question and what the model said. Untrusted text."""
+
+    question: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run that has ended."""
+
+    run: RunFolder
+    config: dict[str, Any]
+    baseline: Record
+    final: Record | None
+    verdict: Verdict
+    losses: Losses
+    looks: tuple[Look, ...]
+
+    @classmethod
+    def of(cls, run: RunFolder) -> Summary:
+        """Read a run's folder. Raises `RecordError` where the run has no verdict, or a file of it is malformed."""
+        verdict = run.verdict()
+        if verdict is None:
+            raise RecordError(f"{run.path}: no verdict.json: no run was begun here, or it has not ended")
+        events = run.events()
+        losses = losses_of(events)
+        looks = tuple(
+            Look(
+                step=int(event["step"]),
+                verdict=Verdict.from_dict(event["verdict"]),
+                seconds=event.get("seconds"),
+                train_loss=_at(losses.train, int(event["step"])),
+                held_out_loss=dict(losses.held_out).get(int(event["step"])),
+            )
+            for event in events
+            if event.get("event") == "look"
+        )
+        return cls(
+            run=run,
+            config=run.config,
+            baseline=Record.load(run.baseline),
+            final=Record.load(run.final) if run.final.exists() else None,
+            verdict=verdict,
+            losses=losses,
+            looks=looks,
+        )
+
+    @property
+    def setup(self) -> dict[str, Any]:
+        """How the model was trained; empty where that is not known."""
+        setup = self.config.get("setup")
+        return setup if isinstance(setup, dict) else {}
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis:
+        """What happened, and what to change."""
+        looks = [(look.step, look.verdict.zone) for look in self.looks]
+        return diagnose(self.losses, looks, self.verdict, self.setup)
+
+    @property
+    def stopped_at(self) -> int | None:
+        """Step at which the guard stopped the run."""
+        stops = [e for e in self.run.events() if e.get("event") == "action" and e.get("action") == "stop"]
+        return int(stops[0]["step"]) if stops else None
+
+    @property
+    def rows(self) -> tuple[CapabilityVerdict, ...]:
+        """The capabilities, then all items together."""
+        pooled = (self.verdict.pooled,) if self.verdict.pooled is not None else ()
+        return (*self.verdict.capabilities, *pooled)
+
+    @property
+    def replies(self) -> tuple[Reply, ...]:
+        """The open questions with the replies before and after."""
+        questions = self.config.get("questions", {})
+        after = self.final.replies if self.final is not None else {}
+        return tuple(
+            Reply(str(questions.get(id, id)), before, after.get(id)) for id, before in self.baseline.replies.items()
+        )
+
+    @property
+    def flips(self) -> dict[str, tuple[list[str], list[str]]]:
+        """Of each capability the ids of the items that were lost, and of those that were won."""
+        found: dict[str, tuple[list[str], list[str]]] = {}
+        for new in self.final.outcomes if self.final is not None else ():
+            old = self.baseline.by_id.get(new.id)
+            if old is not None and old.correct is not None and old.correct != new.correct:
+                found.setdefault(new.capability, ([], []))[0 if old.correct else 1].append(new.id)
+        return found
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that measuring took, all looks together."""
+        return sum(float(e["seconds"]) for e in self.run.events() if isinstance(e.get("seconds"), (int, float)))
+
+
+def main_row(verdict: Verdict) -> CapabilityVerdict | None:
+    """The row that stands for all: of all items together, else of the only capability."""
+    if verdict.pooled is not None:
+        return verdict.pooled
+    return verdict.capabilities[0] if len(verdict.capabilities) == 1 else None
+
+
+def accuracies(record: Record, part: set[str] | None = None) -> dict[str, tuple[int, int]]:
+    """Right answers and items of each capability that has right answers; only of the ids in `part` where given."""
+    found: dict[str, tuple[int, int]] = {}
+    for outcome in record.outcomes:
+        if outcome.correct is not None and (part is None or outcome.id in part):
+            right, count = found.get(outcome.capability, (0, 0))
+            found[outcome.capability] = (right + outcome.correct, count + 1)
+    return found
+
+
+def loss_span(losses: Losses) -> tuple[str, float, float] | None:
+    """Which loss it is, its first and its last value; None where it was not logged."""
+    points = losses.best
+    if len(points) < 2:
+        return None
+    return ("held-out" if points is losses.held_out else "training"), points[0][1], points[-1][1]
+
+
+def _at(points: tuple[tuple[int, float], ...], step: int) -> float | None:
+    before = [value for at, value in points if at <= step]
+    return before[-1] if before else None

@@ -1,0 +1,149 @@
+"""Verdicts and runs as Rich tables. Text from a model or a file is never read as Rich markup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from backslide.report.summary import Reply, Summary, loss_span, main_row
+from backslide.report.text import plain
+from backslide.verdict import CapabilityVerdict, Verdict, Zone
+
+COLOURS = {Zone.RETAINED: "green", Zone.REGRESSED: "bold red", Zone.UNDECIDED: "yellow"}
+
+
+def zone(value: Zone) -> Text:
+    """A zone in its colour."""
+    return Text(str(value), style=COLOURS[value])
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """A row for each capability, and one for all items."""
+    table = _table("capability", "items", "before", "after", "drop, points", "bounds", "lost", "won", "verdict")
+    rows = [*verdict.capabilities, *([verdict.pooled] if verdict.pooled is not None else [])]
+    for row in rows:
+        table.add_row(
+            Text(plain(row.capability, 40)),
+            str(row.items),
+            _value(row, row.baseline),
+            _value(row, row.candidate),
+            _points(row.drop),
+            f"{_points(row.lower)} to {_points(row.upper)}",
+            _count(row.lost),
+            _count(row.won),
+            zone(row.zone),
+        )
+    return table
+
+
+def accuracy_table(rows: Mapping[str, tuple[int, int]]) -> Table:
+    """Accuracy of each capability: right answers and items."""
+    table = _table("capability", "items", "right", "accuracy")
+    for name, (right, count) in rows.items():
+        table.add_row(Text(plain(name, 40)), str(count), str(right), f"{right / count:.1%}")
+    right, count = (sum(values) for values in zip(*rows.values(), strict=True)) if rows else (0, 0)
+    if len(rows) > 1:
+        table.add_row("all items", str(count), str(right), f"{right / count:.1%}")
+    return table
+
+
+def runs_table(runs: Mapping[str, Summary]) -> Table:
+    """Runs side by side: a column for each."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in runs:
+        table.add_column(name)
+    summaries = list(runs.values())
+    lines: list[tuple[str, Iterable[str | Text]]] = [
+        ("method", (_method(s) for s in summaries)),
+        ("learning rate", (f"{s.setup.get('learning_rate', math.nan):g}" for s in summaries)),
+        ("steps made / planned", (f"{s.setup.get('steps')} / {s.setup.get('max_steps')}" for s in summaries)),
+        ("trainable parameters", (f"{s.setup.get('trainable', 0):,}" for s in summaries)),
+        ("total parameters", (f"{s.setup.get('parameters', 0):,}" for s in summaries)),
+        ("training loss", (_span(s.losses.train) for s in summaries)),
+        ("held-out loss of the target", (_span(s.losses.held_out) for s in summaries)),
+        ("accuracy before → after", (_change(s.verdict) for s in summaries)),
+        ("items lost / won", (_flips(s.verdict) for s in summaries)),
+        ("drop, points, and its bounds", (_drop(s.verdict) for s in summaries)),
+        ("regression proven at step", (str(s.diagnosis.regressed_at or "–") for s in summaries)),
+        ("verdict", (zone(s.verdict.zone) for s in summaries)),
+    ]
+    for name, values in lines:
+        table.add_row(name, *values)
+    return table
+
+
+def replies_table(replies: Sequence[Sequence[Reply]], names: Sequence[str]) -> Table:
+    """Open questions: the reply before, and after each run."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=False)
+    for name in ("question", "before", *names):
+        table.add_column(name, ratio=1, overflow="fold")
+    for versions in zip(*replies, strict=True):
+        first = versions[0]
+        cells = [first.question, first.before, *(reply.after for reply in versions)]
+        table.add_row(*(Text(plain(cell or "(nothing)", 160)) for cell in cells))
+        table.add_row()
+    return table
+
+
+def headline(verdict: Verdict) -> Text:
+    """The verdict and its main reason in one line."""
+    return Text.assemble(zone(verdict.zone), ": ", plain(verdict.reasons[0]))
+
+
+def loss_line(summary: Summary) -> str | None:
+    """How the target's loss went."""
+    span = loss_span(summary.losses)
+    return f"{span[0]} loss {span[1]:.2f} → {span[2]:.2f}" if span else None
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="left" if name == "verdict" else "right")
+    return table
+
+
+def _method(summary: Summary) -> str:
+    method, rank = summary.setup.get("method"), summary.setup.get("rank")
+    return f"{method}, r = {rank}" if rank else f"{method} fine-tuning" if method == "full" else str(method)
+
+
+def _span(points: Sequence[tuple[int, float]]) -> str:
+    return f"{points[0][1]:.2f} → {points[-1][1]:.2f}" if points else "–"
+
+
+def _change(verdict: Verdict) -> str:
+    row = main_row(verdict)
+    return f"{_value(row, row.baseline)} → {_value(row, row.candidate)}" if row else "–"
+
+
+def _flips(verdict: Verdict) -> str:
+    row = main_row(verdict)
+    return f"{_count(row.lost)} / {_count(row.won)} of {row.items}" if row else "–"
+
+
+def _drop(verdict: Verdict) -> str:
+    row = main_row(verdict)
+    return f"{_points(row.drop)} ({_points(row.lower)} to {_points(row.upper)})" if row else "–"
+
+
+def _value(row: CapabilityVerdict, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if row.unit == "accuracy" else f"{value:.3f}"
+
+
+def _points(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "any"
+    return f"{value * 100:+.1f}".replace("-", "−")
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else str(value)

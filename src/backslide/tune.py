@@ -1,0 +1,251 @@
+"""One configuration → a guarded fine-tune with TRL's SFTTrainer, PEFT LoRA or all weights."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from backslide.config import TuneConfig
+from backslide.data import TrainingData
+from backslide.errors import ConfigError, DataError, ModelError, RunError
+from backslide.guard.callback import Guard
+from backslide.models import DTYPES, Loaded, load_model
+from backslide.record import Record
+from backslide.rundir import RunFolder
+from backslide.scoring.engine import Progress, Settings
+from backslide.suite.suite import Suite
+from backslide.verdict import Verdict
+
+__all__ = ["Tuned", "TuneConfig", "tune"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a guarded fine-tune left behind."""
+
+    run: RunFolder
+    verdict: Verdict
+    model: Path
+    """Folder of the trained model, or of the adapter."""
+    steps: int
+    """Optimizer steps that were made; fewer than planned where the guard stopped the run."""
+    planned: int
+
+
+def tune(
+    config: TuneConfig,
+    *,
+    suite: Suite | None = None,
+    baseline: Record | None = None,
+    settings: Settings | None = None,
+    say: Say | None = None,
+    progress: Progress | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Tuned:
+    """Fine-tune as `config` says, watched by a `Guard`, and save the model in the run's folder.
+
+    Everything that the user gave is read and checked before the model is loaded, and the model is checked before the
+    run's folder is begun: bad input leaves nothing behind.
+
+    Args:
+        config: what to do.
+        suite: instead of the one that the configuration names.
+        baseline: instead of the one that the configuration names.
+        settings: how the suite is asked.
+        say: told what the user should know, a line each.
+        progress: called while the model is trained and while items are scored.
+        callbacks: further callbacks of the trainer.
+
+    Raises:
+        InputError: configuration, data, suite, baseline or model are wrong.
+        RunError: training itself broke.
+    """
+    say = say or logging.getLogger("backslide").info
+    if config.model.dtype not in DTYPES:
+        raise ConfigError(f"model.dtype is {config.model.dtype!r}, one of {', '.join(DTYPES)} is needed")
+    data = TrainingData.load(config.data.train)
+    held_out = TrainingData.load(config.data.held_out) if config.data.held_out is not None else None
+    if held_out is not None and held_out.format != data.format:
+        raise DataError(f"{held_out.path}: is of the format {held_out.format}, the training file is {data.format}")
+    suite = suite or (Suite.repertoire() if config.guard.suite == "repertoire" else Suite.load(config.guard.suite))
+    if baseline is None and config.guard.baseline is not None:
+        baseline = Record.load(config.guard.baseline)
+    guard = Guard(
+        suite,
+        every=config.guard.every,
+        looks=config.guard.looks,
+        on_regression="stop" if config.guard.on_regression == "stop" else "warn",
+        tolerance=config.guard.tolerance,
+        alpha=config.guard.alpha,
+        baseline=baseline,
+        run_dir=config.folder,
+        settings=settings,
+        name=config.model.base,
+        extra={"config": config.to_dict()},
+        say=say,
+        progress=progress,
+    )
+    for part in (data, held_out):
+        if part is not None and part.skipped:
+            say(f"{part.path}: {part.skipped} empty lines are left out")
+    loaded = load_model(config.model.base, dtype=_dtype(config), say=say)
+    if hasattr(loaded.model, "peft_config"):
+        raise ModelError(f"{config.model.base}: is an adapter; merge it into its base, or give the base itself")
+    _ready(loaded, say)
+    if data.format == "messages" and not loaded.tokenizer.chat_template:
+        say("the tokenizer has no chat template: messages are trained on as plain text, 'Role: content' a line each")
+        data, held_out = data.as_text(), held_out.as_text() if held_out is not None else None
+    bars = [_Bar(progress)] if progress is not None else []
+    trainer = _trainer(config, loaded, data, held_out, [*bars, guard, *callbacks])
+    _say_cut(trainer, config, say)
+    if held_out is not None:
+        trainer.add_callback(_EvaluateAtLooks(guard))
+    try:
+        _quietly(trainer.train)
+    except torch.OutOfMemoryError as bad:
+        raise RunError(
+            f"training ran out of memory; lower train.batch_size ({config.train.batch_size}) and raise "
+            "train.gradient_accumulation by the same factor, or set train.gradient_checkpointing = true"
+        ) from bad
+    assert guard.verdict is not None and guard.run is not None
+    target = guard.run.path / "model"
+    trainer.model.save_pretrained(target)
+    loaded.tokenizer.save_pretrained(target)
+    return Tuned(guard.run, guard.verdict, target, trainer.state.global_step, trainer.state.max_steps)
+
+
+class _Bar(TrainerCallback):
+    """Training steps for the same progress display as scoring's."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._progress("training", state.global_step, state.max_steps)
+
+
+class _EvaluateAtLooks(TrainerCallback):
+    """The target's loss on held-out data at the steps where the guard looks, so that the two curves meet."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if self._guard.looks and self._guard.looks[-1].step == state.global_step:
+            control.should_evaluate = True
+        return control
+
+
+def _dtype(config: TuneConfig) -> str:
+    return "float32" if config.model.dtype == "auto" and config.train.method == "full" else config.model.dtype
+
+
+def _ready(loaded: Loaded, say: Say) -> None:
+    """Give the tokenizer a padding token where it has none."""
+    tokenizer = loaded.tokenizer
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(f"{loaded.name}: the tokenizer has neither a padding nor an end token; set pad_token")
+        tokenizer.pad_token = tokenizer.eos_token
+        say(f"the tokenizer has no padding token: {tokenizer.eos_token!r} fills short rows, masked from the loss")
+
+
+def _trainer(
+    config: TuneConfig,
+    loaded: Loaded,
+    data: TrainingData,
+    held_out: TrainingData | None,
+    callbacks: list[TrainerCallback],
+) -> Any:
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar
+    from trl import SFTConfig, SFTTrainer
+
+    disable_progress_bar()
+    train, cuda = config.train, torch.cuda.is_available()
+    args = SFTConfig(
+        output_dir=str(config.folder),
+        learning_rate=train.rate,
+        max_steps=train.steps if train.steps is not None else -1,
+        num_train_epochs=train.epochs if train.epochs is not None else 1.0,
+        per_device_train_batch_size=train.batch_size,
+        per_device_eval_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation,
+        max_length=train.max_length,
+        lr_scheduler_type=train.scheduler,
+        warmup_steps=train.warmup_steps,
+        seed=train.seed,
+        gradient_checkpointing=train.gradient_checkpointing,
+        # Both are decided by the dtype that the weights were loaded in; TRL's default is bf16 whatever the machine.
+        bf16=False,
+        fp16=False,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        logging_steps=1 if (train.steps or 0) <= 200 else 10,
+        # A loss that is not finite is to be seen, not averaged away.
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        # The base model's own loss on the new task is step 0 of the curve.
+        eval_on_start=held_out is not None,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    lora = None
+    if train.method == "lora":
+        from peft import LoraConfig
+
+        lora = LoraConfig(
+            r=config.lora.r,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules=config.lora.target_modules,
+            task_type="CAUSAL_LM",
+        )
+    try:
+        return _quietly(
+            SFTTrainer,
+            model=loaded.model,
+            args=args,
+            train_dataset=Dataset.from_list(list(data.rows)),
+            eval_dataset=Dataset.from_list(list(held_out.rows)) if held_out is not None else None,
+            processing_class=loaded.tokenizer,
+            peft_config=lora,
+            callbacks=callbacks,
+        )
+    except ValueError as bad:
+        # What PEFT and transformers say of an unknown module or schedule, in one line.
+        raise ConfigError(" ".join(str(bad).split())[:400]) from bad
+
+
+def _say_cut(trainer: Any, config: TuneConfig, say: Say) -> None:
+    limit = config.train.max_length
+    lengths = [len(row) for row in trainer.train_dataset["input_ids"]]
+    cut = sum(length >= limit for length in lengths)
+    if cut:
+        say(f"{cut} of {len(lengths)} training examples are cut at train.max_length = {limit} tokens")
+    if not lengths:
+        raise DataError(f"{config.data.train}: no usable text is left after tokenizing")
+
+
+def _quietly(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call without other libraries' log lines and their warnings on what was decided on purpose."""
+    from transformers.utils import logging as theirs
+
+    level = theirs.get_verbosity()
+    theirs.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", ".*pin_memory.*")
+            return call(*args, **kwargs)
+    finally:
+        theirs.set_verbosity(level)
