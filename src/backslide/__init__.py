@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+from backslide.version import __version__
 
 if TYPE_CHECKING:
     from backslide.errors import BackslideError, InputError
@@ -37,7 +37,7 @@ _HOMES = {
 
 __all__ = [
     "BackslideError", "Guard", "InputError", "Outcome", "Record", "Scorer", "Settings", "Suite", "TuneConfig",
-    "Verdict", "Zone", "judge", "load_model", "tune",
+    "Verdict", "Zone", "__version__", "judge", "load_model", "tune",
 ]  # fmt: skip
 
 

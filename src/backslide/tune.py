@@ -76,7 +76,7 @@ def tune(
     held_out = TrainingData.load(config.data.held_out) if config.data.held_out is not None else None
     if held_out is not None and held_out.format != data.format:
         raise DataError(f"{held_out.path}: is of the format {held_out.format}, the training file is {data.format}")
-    suite = suite or (Suite.repertoire() if config.guard.suite == "repertoire" else Suite.load(config.guard.suite))
+    suite = suite or Suite.load(config.guard.suite)
     if baseline is None and config.guard.baseline is not None:
         baseline = Record.load(config.guard.baseline)
     guard = Guard(

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import transformers
 
-import backslide
 from backslide.errors import ModelError, SuiteError
 from backslide.models import model_fingerprint, tokenizer_fingerprint
 from backslide.record import Header, Outcome, Record
@@ -27,6 +26,7 @@ from backslide.scoring.session import session
 from backslide.suite.item import AnswerItem, ChoiceItem, Item, TextItem
 from backslide.suite.matching import matches
 from backslide.suite.suite import Part, Suite
+from backslide.version import __version__
 
 CHECKED = 4
 """Requests that are scored both ways before a model is trusted with a tree mask."""
@@ -144,14 +144,14 @@ class Scorer:
             notes=self.notes,
         )
 
-    def unanswered(self, model: Any, *, adapters: bool = True) -> Record:
+    def unanswered(self, model: Any, *, part: Part = "all", adapters: bool = True) -> Record:
         """A record that says what would be asked, without outcomes: pairing it tells early whether a baseline fits."""
         blank = []
-        for half in ("monitor", "gate"):
+        for half in ("monitor", "gate") if part == "all" else (part,):
             items = tuple(item for item in self.suite.part(half) if item.kind != "open")
             asked = self._ask(f"{half} half", items)
             blank += [_blank(item, asked.digests[item.id]) for item in items]
-        return Record(self.header(model, adapters=adapters), tuple(blank))
+        return Record(self.header(model, part=part, adapters=adapters), tuple(blank))
 
     def _group(
         self, model: Any, name: str, items: tuple[Item, ...], progress: Progress | None
@@ -261,7 +261,7 @@ def _blank(item: Item, digest: str) -> Outcome:
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     return {
-        "backslide": backslide.__version__,
+        "backslide": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

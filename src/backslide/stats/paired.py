@@ -77,6 +77,7 @@ _ORDER_Z = 2.0  # weight of the standard error in T; fixed, so that a smaller al
 _ORDER_PRIOR = 1.0  # flips added inside the root, so that T rises with lost and falls with won everywhere
 _GRID = 33
 _T_TOLERANCE = 1e-7
+_MARGIN = 1e-4  # share of the level kept back for what the search over p may miss (2e-5 was the most ever seen)
 _SAME = 1e-12  # relative range below which drops differ by rounding only
 _TINY = 1e-300  # keeps logarithms and divisions finite
 
@@ -363,9 +364,9 @@ def _upper_bound(n: int, lost: int, won: int, alpha: float, *, unite_mcnemar: bo
     # The bound is the largest crossing over p: solve at one p, then look for a p above the level there.
     t, p = -high, flips / n
     while t < high:
-        t = region.crossing(p, level * (1 - 1e-6), t, high)
+        t = region.crossing(p, level * (1 - _MARGIN), t, high)
         value, p = region.largest(t, low, high)
-        if value <= level:
+        if value <= level * (1 - _MARGIN / 2):
             break
         t = min(t + _T_TOLERANCE, high)
     return max(t, (lost - won) / n)

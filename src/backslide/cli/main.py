@@ -1,0 +1,236 @@
+"""`backslide`: every verb reads its arguments, calls the library and shows what came of it.
+
+Imports of torch and of what needs it stand inside the verbs, so that `backslide --help` is quick.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+import backslide
+from backslide.cli.screen import Screen
+from backslide.errors import BackslideError
+
+app = typer.Typer(
+    name="backslide",
+    help="Catch a fine-tune that forgets, before it ships.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 retained · 1 regressed · 2 wrong usage or bad input · 3 undecided · 4 the run broke",
+)
+suite_app = typer.Typer(help="What a suite holds.", no_args_is_help=True)
+app.add_typer(suite_app, name="suite")
+
+
+class Format(str, enum.Enum):
+    """How results are printed."""
+
+    text = "text"
+    json = "json"
+
+
+class Part(str, enum.Enum):
+    """Which items."""
+
+    all = "all"
+    monitor = "monitor"
+    gate = "gate"
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="A model folder, adapter folder, hub id, or smollm2-135m-instruct.", show_default=False)
+]
+SuiteOption = Annotated[str, typer.Option(help="'repertoire', a .jsonl file, or a folder of them.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="json: machine-readable, on standard output.")]
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    """Catch a fine-tune that forgets, before it ships."""
+    if version:
+        print(backslide.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the two runs.")] = Path("runs/demo"),
+) -> None:
+    """Train a small model twice, once too hard, and see what it forgets: a few minutes on a laptop."""
+    from backslide.demo.story import tell
+
+    screen = Screen()
+    with screen.working():
+        good = tell(screen, out)
+    raise typer.Exit(0 if good else 4)
+
+
+@app.command()
+def baseline(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="The record's file.")] = Path("baseline.jsonl"),
+    suite: SuiteOption = "repertoire",
+    part: Annotated[Part, typer.Option(help="Which half of the suite.")] = Part.all,
+    dtype: DtypeOption = "auto",
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--no-chat", help="Ask through the chat template; default: where there is one."),
+    ] = None,
+    form: FormatOption = Format.text,
+) -> None:
+    """Measure what a model can do, before it is trained."""
+    from backslide.gate import take_baseline
+    from backslide.report.summary import accuracies
+    from backslide.report.terminal import accuracy_table
+
+    screen = Screen(as_json=form is Format.json)
+    with screen.working():
+        record = take_baseline(
+            model, out, suite=suite, part=part.value, dtype=dtype, chat=chat, say=screen.say, progress=screen.progress
+        )
+    rows = accuracies(record)
+    screen.show(accuracy_table(rows))
+    screen.show(f"{len(record.outcomes)} outcomes in {record.header.cost['seconds']:.1f} s → {out}")
+    screen.result(
+        {
+            "record": str(out),
+            "suite": record.header.suite,
+            "suite_hash": record.header.suite_hash,
+            "accuracy": {name: {"right": right, "items": count} for name, (right, count) in rows.items()},
+            "not_finite": list(record.not_finite),
+            "notes": list(record.header.notes),
+        }
+    )
+
+
+@app.command()
+def tune(
+    config: Annotated[Path, typer.Argument(help="A TOML file; docs/guide.md has one.", show_default=False)],
+    form: FormatOption = Format.text,
+) -> None:
+    """Fine-tune as CONFIG says, guarded; the exit code is the verdict."""
+    from backslide.config import TuneConfig
+
+    screen = Screen(as_json=form is Format.json)
+    chosen = TuneConfig.load(config)
+    from backslide.tune import tune as run_tune
+
+    with screen.working():
+        tuned = run_tune(chosen, say=screen.say, progress=screen.progress)
+    _show_run(screen, tuned.run.path)
+    raise typer.Exit(tuned.verdict.exit_code)
+
+
+@app.command()
+def check(
+    model: ModelArgument,
+    baseline: Annotated[Path, typer.Option(help="The record taken before training.", show_default=False)],
+    suite: SuiteOption = "repertoire",
+    part: Annotated[Part, typer.Option(help="Which items decide; the gate half is what steered nothing.")] = Part.gate,
+    tolerance: Annotated[float, typer.Option(help="Accepted drop in accuracy of a capability, as a share.")] = 0.03,
+    alpha: Annotated[float, typer.Option(help="Probability of a false alarm.")] = 0.05,
+    out: Annotated[Path | None, typer.Option(help="Write a run folder with report.md here.")] = None,
+    form: FormatOption = Format.text,
+) -> None:
+    """Compare a model with its baseline, item by item; the exit code is the verdict."""
+    from backslide.gate import check_model
+    from backslide.report.terminal import headline, verdict_table
+
+    screen = Screen(as_json=form is Format.json)
+    with screen.working():
+        verdict = check_model(
+            model, baseline, suite=suite, part=part.value, tolerance=tolerance, alpha=alpha, out=out,
+            say=screen.say, progress=screen.progress,
+        )  # fmt: skip
+    screen.show(verdict_table(verdict))
+    screen.show(headline(verdict))
+    screen.show(verdict.claim)
+    if out is not None:
+        screen.show(f"→ {out / 'report.md'}")
+    screen.result(verdict.to_dict())
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
+    form: FormatOption = Format.text,
+) -> None:
+    """Write a run's report.md anew and show its verdict."""
+    from backslide.report.markdown import write_report
+    from backslide.rundir import RunFolder
+
+    screen = Screen(as_json=form is Format.json)
+    write_report(RunFolder(run))
+    _show_run(screen, run)
+
+
+@suite_app.command("ls")
+def suite_ls(suite: SuiteOption = "repertoire", form: FormatOption = Format.text) -> None:
+    """Count the items of each capability, and of its halves."""
+    from backslide.suite.suite import Suite
+
+    screen = Screen(as_json=form is Format.json)
+    chosen = Suite.load(suite)
+    halves = {half: [item.capability for item in chosen.part(half)] for half in ("monitor", "gate")}
+    counts = {
+        name: {"items": count, **{half: members.count(name) for half, members in halves.items()}}
+        for name, count in chosen.capabilities.items()
+    }
+    for name, row in counts.items():
+        screen.show(f"{name:20} {row['items']:5} items   {row['monitor']:4} monitor  {row['gate']:4} gate")
+    screen.show(f"suite {chosen.name}, hash {chosen.hash[:12]}")
+    screen.result({"suite": chosen.name, "hash": chosen.hash, "capabilities": counts})
+
+
+def _show_run(screen: Screen, folder: Path) -> None:
+    from backslide.report.summary import Summary
+    from backslide.report.terminal import headline, loss_line, verdict_table
+    from backslide.rundir import RunFolder
+
+    summary = Summary.of(RunFolder(folder))
+    screen.show(verdict_table(summary.verdict))
+    screen.show(headline(summary.verdict))
+    if line := loss_line(summary):
+        screen.show(line)
+    if summary.diagnosis.regressed_at is not None:
+        screen.show(f"regression proven at step {summary.diagnosis.regressed_at}")
+    for line in summary.diagnosis.advice:
+        screen.show(f"- {line}")
+    screen.show(f"→ {summary.run.report}")
+    screen.result(
+        {
+            "run": str(folder),
+            "regressed_at": summary.diagnosis.regressed_at,
+            "advice": list(summary.diagnosis.advice),
+            "verdict": summary.verdict.to_dict(),
+        }
+    )
+
+
+def run() -> NoReturn:
+    """Entry point of the console script: turns exceptions into one line and an exit code."""
+    try:
+        app()
+    except BackslideError as bad:
+        Screen().error(" ".join(str(bad).split()))
+        sys.exit(bad.exit_code)
+    except KeyboardInterrupt:
+        Screen().error("interrupted")
+        sys.exit(130)
+    except Exception as bad:
+        if os.environ.get("BACKSLIDE_TRACEBACK"):
+            raise
+        line = " ".join(f"{type(bad).__name__}: {bad}".split())
+        Screen().error(f"{line} (BACKSLIDE_TRACEBACK=1 shows where)")
+        sys.exit(4)
+    sys.exit(0)

@@ -1,0 +1,162 @@
+"""Two fine-tunes of one small chat model on the same dialogues: one keeps what the model could do, one forgets.
+
+Nothing is typed in: every number on the screen is computed from the two runs' folders. Both runs are in fp32, the
+one dtype that is fast enough on every CPU, so that one baseline serves both.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.text import Text
+
+from backslide.config import DataSection, GuardSection, ModelSection, OutputSection, TrainSection, TuneConfig
+from backslide.models import BUILTIN, load_model
+from backslide.record import Record
+from backslide.report.summary import Summary, accuracies
+from backslide.report.terminal import accuracy_table, replies_table, runs_table, verdict_table
+from backslide.report.text import plain
+from backslide.scoring.engine import Scorer, Settings
+from backslide.suite.item import OpenItem
+from backslide.suite.suite import Suite
+from backslide.tune import tune
+from backslide.verdict import Zone
+
+SETTINGS = Settings(max_new_tokens=32)
+STEPS, EVERY = 24, 6
+
+RUNS: dict[str, dict[str, Any]] = {
+    "conservative": {"method": "lora", "learning_rate": 5e-5},
+    "aggressive": {"method": "full", "learning_rate": 5e-4},
+}
+"""LoRA with r = 8 and α = 16 (the defaults of `[lora]`), and all weights at ten times the rate."""
+
+EXPECTED = {"conservative": (Zone.RETAINED, Zone.UNDECIDED), "aggressive": (Zone.REGRESSED,)}
+"""What the story says; where a run ends otherwise, the demo says so and fails."""
+
+
+class Screen(Protocol):
+    """Where the story is told."""
+
+    def say(self, line: str) -> None:
+        """Show a line about what is going on."""
+
+    def show(self, thing: Any = "") -> None:
+        """Show a result."""
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        """Move a progress bar."""
+
+
+def tell(screen: Screen, out: Path, suite: Suite | None = None) -> bool:
+    """Run the demo; True where both runs ended as the story says.
+
+    Args:
+        screen: where it is told.
+        out: folder in which `conservative` and `aggressive` become run folders.
+        suite: what the model is asked. Default: the bundled repertoire.
+    """
+    begin = time.perf_counter()
+    suite = suite or Suite.repertoire()
+    _heading(screen, "1. What the base model can do", f"{BUILTIN}, {len(suite.items)} items, before any training")
+    baseline = _baseline(screen, suite)
+    runs = {}
+    with _dialogues() as (train, held_out):
+        for number, name in enumerate(RUNS, start=2):
+            config = _config(name, out / name, train, held_out)
+            runs[name] = _run(screen, number, name, config, suite, baseline)
+    _heading(screen, "4. Side by side", "the verdict is given on the gate half, which the runs never saw before")
+    screen.show(runs_table(runs))
+    for name, summary in runs.items():
+        screen.show(Text(f"{name}, capability by capability", style="bold"))
+        screen.show(verdict_table(summary.verdict))
+    screen.show(replies_table([summary.replies for summary in runs.values()], list(runs)))
+    for name, summary in runs.items():
+        _explain(screen, name, summary)
+    screen.show(Text("Written:", style="bold"))
+    for summary in runs.values():
+        screen.show(f"  {summary.run.report}")
+    screen.show(f"\nDone in {time.perf_counter() - begin:.0f} s.")
+    other = [name for name, summary in runs.items() if summary.verdict.zone not in EXPECTED[name]]
+    for name in other:
+        screen.show(Text(f"The {name} run ended otherwise than the story says: {runs[name].verdict}", style="bold red"))
+    return not other
+
+
+def _baseline(screen: Screen, suite: Suite) -> Record:
+    loaded = load_model(BUILTIN, dtype="float32", say=screen.say)
+    scorer = Scorer(suite, loaded.model, loaded.tokenizer, SETTINGS)
+    record = scorer.measure(loaded.model, name=BUILTIN, progress=screen.progress)
+    for item in suite.items:
+        if isinstance(item, OpenItem):
+            screen.show(Text.assemble(("  Q  ", "bold"), item.prompt))
+            screen.show(Text.assemble(("  A  ", "bold"), plain(record.replies.get(item.id, ""), 200)))
+    screen.show(accuracy_table(accuracies(record)))
+    return record
+
+
+def _run(screen: Screen, number: int, name: str, config: TuneConfig, suite: Suite, baseline: Record) -> Summary:
+    how = "LoRA r=8, alpha 16" if config.train.method == "lora" else "full fine-tuning"
+    title = f"{number}. {'A conservative' if name == 'conservative' else 'An aggressive'} fine-tune"
+    _heading(screen, title, f"{how}, learning rate {config.train.rate:g}, on customer-support dialogues")
+    # An earlier demo's weights are half a gigabyte and can be made again; its measurements are kept.
+    shutil.rmtree(config.folder / "model", ignore_errors=True)
+    tuned = tune(config, suite=suite, baseline=baseline, settings=SETTINGS, say=screen.say, progress=screen.progress)
+    summary = Summary.of(tuned.run)
+    for look in summary.looks:
+        row = look.main
+        accuracy = (
+            f"accuracy {row.baseline:.1%} → {row.candidate:.1%}"
+            if row and row.baseline is not None and row.candidate is not None
+            else ""
+        )
+        loss = f"training loss {look.train_loss:.2f}, " if look.train_loss is not None else ""
+        screen.show(f"  step {look.step:3d}: {loss}{accuracy} on the monitor half: {look.verdict.zone}")
+    if summary.diagnosis.regressed_at is not None:
+        stopped = (
+            f"; the guard stopped the run there, {tuned.planned - tuned.steps} steps early"
+            if summary.stopped_at and tuned.steps < tuned.planned
+            else ""
+        )
+        screen.show(Text(f"  Regression proven at step {summary.diagnosis.regressed_at}{stopped}.", style="bold red"))
+    screen.show(Text.assemble("  Verdict on the gate half: ", (str(summary.verdict.zone), "bold")))
+    return summary
+
+
+def _explain(screen: Screen, name: str, summary: Summary) -> None:
+    screen.show(Text(f"What happened in the {name} run", style="bold"))
+    for sentence in summary.diagnosis.story:
+        screen.show(f"  {sentence}")
+    if summary.diagnosis.advice:
+        screen.show("  What to change:")
+        for line in summary.diagnosis.advice:
+            screen.show(f"  - {line}")
+    screen.show()
+
+
+def _config(name: str, folder: Path, train: Path, held_out: Path) -> TuneConfig:
+    return TuneConfig(
+        model=ModelSection(base=BUILTIN, dtype="float32"),
+        data=DataSection(train=str(train), held_out=str(held_out)),
+        train=TrainSection(**RUNS[name], steps=STEPS, batch_size=8, max_length=128),
+        guard=GuardSection(every=EVERY, on_regression="stop"),
+        output=OutputSection(dir=str(folder)),
+    )
+
+
+@contextmanager
+def _dialogues() -> Iterator[tuple[Path, Path]]:
+    with importlib.resources.as_file(importlib.resources.files("backslide.demo") / "data") as folder:
+        yield folder / "train.jsonl", folder / "heldout.jsonl"
+
+
+def _heading(screen: Screen, title: str, more: str) -> None:
+    screen.show()
+    screen.show(Text.assemble((title, "bold"), f"\n   {more}"))
+    screen.show()
