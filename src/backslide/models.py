@@ -62,13 +62,10 @@ def load_model(source: str | Path, *, dtype: str = "auto", say: Callable[[str], 
     base = _base_of(Path(place)) if adapter else place
     base = resolve(base, say)
     kind = best_dtype() if dtype == "auto" else getattr(torch, dtype)
-    with _quiet(), _one_line(name):
+    with quiet(), _one_line(name):
         model = AutoModelForCausalLM.from_pretrained(base, dtype=kind, use_safetensors=True)
         with_tokenizer = adapter if adapter and (Path(adapter) / "tokenizer_config.json").is_file() else base
         tokenizer = AutoTokenizer.from_pretrained(with_tokenizer)
-        if base == str(cache_folder() / "models" / BUILTIN):
-            # An adapter remembers its base by this name, which is found again on another machine.
-            model.name_or_path = model.config._name_or_path = BUILTIN
         if adapter:
             from peft import PeftModel
 
@@ -203,7 +200,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with _quiet():
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(**where)
         loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         # A model that came from GGUF refuses to be saved; one made from the same configuration does not.
@@ -219,17 +216,19 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of other libraries: ours says what is going on."""
+def quiet() -> Iterator[None]:
+    """Silence other libraries inside: no progress bars, no log lines below errors, no warnings on what we decided."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from backslide.config import TuneConfig
 from backslide.data import TrainingData
 from backslide.errors import ConfigError, DataError, ModelError, RunError
 from backslide.guard.callback import Guard
-from backslide.models import DTYPES, Loaded, load_model
+from backslide.files import read_json, write_json
+from backslide.models import BUILTIN, DTYPES, Loaded, load_model, quiet
 from backslide.record import Record
 from backslide.rundir import RunFolder
 from backslide.scoring.engine import Progress, Settings
@@ -110,7 +110,8 @@ def tune(
     if held_out is not None:
         trainer.add_callback(_EvaluateAtLooks(guard))
     try:
-        _quietly(trainer.train)
+        with quiet():
+            trainer.train()
     except torch.OutOfMemoryError as bad:
         raise RunError(
             f"training ran out of memory; lower train.batch_size ({config.train.batch_size}) and raise "
@@ -118,9 +119,18 @@ def tune(
         ) from bad
     assert guard.verdict is not None and guard.run is not None
     target = guard.run.path / "model"
-    trainer.model.save_pretrained(target)
-    loaded.tokenizer.save_pretrained(target)
+    _save(trainer.model, loaded, target)
     return Tuned(guard.run, guard.verdict, target, trainer.state.global_step, trainer.state.max_steps)
+
+
+def _save(model: Any, loaded: Loaded, target: Path) -> None:
+    with quiet():
+        model.save_pretrained(target)
+        loaded.tokenizer.save_pretrained(target)
+    adapter = target / "adapter_config.json"
+    if loaded.name == BUILTIN and adapter.exists():
+        # Not the folder in this machine's cache: by its name the base is found again elsewhere.
+        write_json(adapter, {**read_json(adapter), "base_model_name_or_path": BUILTIN})
 
 
 class _Bar(TrainerCallback):
@@ -172,7 +182,7 @@ def _trainer(
 
     disable_progress_bar()
     train, cuda = config.train, torch.cuda.is_available()
-    args = SFTConfig(
+    settings = dict(
         output_dir=str(config.folder),
         learning_rate=train.rate,
         max_steps=train.steps if train.steps is not None else -1,
@@ -211,19 +221,22 @@ def _trainer(
             task_type="CAUSAL_LM",
         )
     try:
-        return _quietly(
-            SFTTrainer,
-            model=loaded.model,
-            args=args,
-            train_dataset=Dataset.from_list(list(data.rows)),
-            eval_dataset=Dataset.from_list(list(held_out.rows)) if held_out is not None else None,
-            processing_class=loaded.tokenizer,
-            peft_config=lora,
-            callbacks=callbacks,
-        )
+        with quiet():
+            trainer = SFTTrainer(
+                model=loaded.model,
+                args=SFTConfig(**settings),
+                train_dataset=Dataset.from_list(list(data.rows)),
+                eval_dataset=Dataset.from_list(list(held_out.rows)) if held_out is not None else None,
+                processing_class=loaded.tokenizer,
+                peft_config=lora,
+                callbacks=callbacks,
+            )
     except ValueError as bad:
         # What PEFT and transformers say of an unknown module or schedule, in one line.
         raise ConfigError(" ".join(str(bad).split())[:400]) from bad
+    # What it prints is in the events of the run, and the guard says what matters.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _say_cut(trainer: Any, config: TuneConfig, say: Say) -> None:
@@ -234,18 +247,3 @@ def _say_cut(trainer: Any, config: TuneConfig, say: Say) -> None:
         say(f"{cut} of {len(lengths)} training examples are cut at train.max_length = {limit} tokens")
     if not lengths:
         raise DataError(f"{config.data.train}: no usable text is left after tokenizing")
-
-
-def _quietly(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call without other libraries' log lines and their warnings on what was decided on purpose."""
-    from transformers.utils import logging as theirs
-
-    level = theirs.get_verbosity()
-    theirs.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.filterwarnings("ignore", ".*pin_memory.*")
-            return call(*args, **kwargs)
-    finally:
-        theirs.set_verbosity(level)

@@ -214,6 +214,13 @@ def broken(reason: str, *, zone: Zone = Zone.REGRESSED, part: str = "none", step
     )  # fmt: skip
 
 
+def main_row(verdict: Verdict) -> CapabilityVerdict | None:
+    """The row that stands for all: of all items together, else of the only capability."""
+    if verdict.pooled is not None:
+        return verdict.pooled
+    return verdict.capabilities[0] if len(verdict.capabilities) == 1 else None
+
+
 def _judge(
     name: str, pairs: Sequence[tuple[Outcome, Outcome]], tolerance: Tolerance, alpha_fail: float, alpha_pass: float
 ) -> CapabilityVerdict:

@@ -354,19 +354,13 @@ def test_mean_interval_covers_normal_drops(level: float) -> None:
         ([0.7], "one item has no error bar"),
         ([0.25, 0.25], "no variation"),
         ([-3.0] * 50, "no variation"),
+        ([0.0, -0.0, 0.0], "no variation"),  # nothing moved on these few; that is no bound on the rest
         ([0.1 + 0.2, 0.3], "no variation"),  # differ by rounding only
     ],
 )
 def test_too_little_data_is_a_state(d: list[float], method: str) -> None:
     got = mean_of(np.array(d, dtype=float))
     assert (got.lower, got.upper, got.method) == (-math.inf, math.inf, method)
-
-
-def test_identical_on_every_item() -> None:
-    # The one documented case with bounds of no width: the same number twice on every item.
-    got = mean_of([0.0, -0.0, 0.0])
-    assert (got.lower, got.upper, got.method) == (0.0, 0.0, "identical on every item")
-    assert mean_of([0.0, 0.0, 1e-9]).upper > 1e-9  # one item that moved is enough to need an error bar
 
 
 def test_sizes_that_overflow_or_vanish_when_squared() -> None:

@@ -29,7 +29,7 @@ from backslide.tune import tune
 from backslide.verdict import Zone
 
 SETTINGS = Settings(max_new_tokens=32)
-STEPS, EVERY = 24, 6
+STEPS, EVERY = 20, 10
 
 RUNS: dict[str, dict[str, Any]] = {
     "conservative": {"method": "lora", "learning_rate": 5e-5},
@@ -109,23 +109,16 @@ def _run(screen: Screen, number: int, name: str, config: TuneConfig, suite: Suit
     shutil.rmtree(config.folder / "model", ignore_errors=True)
     tuned = tune(config, suite=suite, baseline=baseline, settings=SETTINGS, say=screen.say, progress=screen.progress)
     summary = Summary.of(tuned.run)
-    for look in summary.looks:
-        row = look.main
-        accuracy = (
-            f"accuracy {row.baseline:.1%} → {row.candidate:.1%}"
-            if row and row.baseline is not None and row.candidate is not None
-            else ""
-        )
-        loss = f"training loss {look.train_loss:.2f}, " if look.train_loss is not None else ""
-        screen.show(f"  step {look.step:3d}: {loss}{accuracy} on the monitor half: {look.verdict.zone}")
+    train = summary.losses.train
+    if train:
+        screen.show(f"  training loss {train[0][1]:.2f} → {train[-1][1]:.2f} in {tuned.steps} steps")
     if summary.diagnosis.regressed_at is not None:
-        stopped = (
+        early = (
             f"; the guard stopped the run there, {tuned.planned - tuned.steps} steps early"
-            if summary.stopped_at and tuned.steps < tuned.planned
+            if summary.stopped_at
             else ""
         )
-        screen.show(Text(f"  Regression proven at step {summary.diagnosis.regressed_at}{stopped}.", style="bold red"))
-    screen.show(Text.assemble("  Verdict on the gate half: ", (str(summary.verdict.zone), "bold")))
+        screen.show(Text(f"  Regression proven at step {summary.diagnosis.regressed_at}{early}.", style="bold red"))
     return summary
 
 

@@ -18,7 +18,7 @@ from backslide.rundir import RunFolder
 from backslide.scoring.engine import Progress, Scorer, Settings, versions
 from backslide.suite.item import OpenItem
 from backslide.suite.suite import Suite
-from backslide.verdict import Level, Tolerance, Verdict, judge
+from backslide.verdict import Level, Tolerance, Verdict, Zone, judge, main_row
 
 logger = logging.getLogger("backslide")
 
@@ -155,7 +155,7 @@ class Guard(TrainerCallback):
             self.run.update(setup=setup)
             self.run.save_verdict(self.verdict)
             write_report(self.run)
-        self._say(f"final verdict: {self.verdict}")
+        self._say(f"final model, gate half: {_brief(gate)}; verdict: {self.verdict.zone}")
 
     def _take_baseline(self, model: Any) -> Record:
         assert self._scorer is not None
@@ -183,7 +183,7 @@ class Guard(TrainerCallback):
         self._write(events)
         self._last = verdict
         self.looks.append(verdict)
-        self._say(f"step {step}: {verdict}" + (f" → {action.kind}" if action else ""))
+        self._say(f"step {step}: {_brief(verdict)}" + (f" → {action.kind}" if action else ""))
         return action
 
     def _measure(self, model: Any, part: Any, step: int, *, replies: bool = False) -> Record:
@@ -268,6 +268,16 @@ def _tokenizer(processing: Any) -> Any:
         raise InputError("the trainer has no tokenizer; give it one as processing_class, so that items can be asked")
     # A processor of a vision-language model holds its tokenizer.
     return getattr(processing, "tokenizer", processing)
+
+
+def _brief(verdict: Verdict) -> str:
+    """A look in a few words: all items together, and why where something was lost."""
+    row = main_row(verdict)
+    if verdict.zone is Zone.REGRESSED or row is None or row.baseline is None or row.candidate is None:
+        return str(verdict)
+    if row.unit == "accuracy":
+        return f"{verdict.zone}, accuracy {row.baseline:.1%} → {row.candidate:.1%}, {row.lost} lost, {row.won} won"
+    return f"{verdict.zone}, {row.unit} {row.baseline:.3f} → {row.candidate:.3f}"
 
 
 def _name(model: Any) -> str:

@@ -10,7 +10,7 @@ from backslide.diagnosis import Diagnosis, Losses, diagnose, losses_of
 from backslide.errors import RecordError
 from backslide.record import Record
 from backslide.rundir import RunFolder
-from backslide.verdict import CapabilityVerdict, Verdict
+from backslide.verdict import CapabilityVerdict, Verdict, main_row
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,6 @@ class Summary:
     def seconds(self) -> float:
         """Seconds that measuring took, all looks together."""
         return sum(float(e["seconds"]) for e in self.run.events() if isinstance(e.get("seconds"), (int, float)))
-
-
-def main_row(verdict: Verdict) -> CapabilityVerdict | None:
-    """The row that stands for all: of all items together, else of the only capability."""
-    if verdict.pooled is not None:
-        return verdict.pooled
-    return verdict.capabilities[0] if len(verdict.capabilities) == 1 else None
 
 
 def accuracies(record: Record, part: set[str] | None = None) -> dict[str, tuple[int, int]]:

@@ -9,9 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from backslide.report.summary import Reply, Summary, loss_span, main_row
+from backslide.report.summary import Reply, Summary, loss_span
 from backslide.report.text import plain
-from backslide.verdict import CapabilityVerdict, Verdict, Zone
+from backslide.verdict import CapabilityVerdict, Verdict, Zone, main_row
 
 COLOURS = {Zone.RETAINED: "green", Zone.REGRESSED: "bold red", Zone.UNDECIDED: "yellow"}
 

@@ -16,7 +16,7 @@ def generate(
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
-    batch: int = 16,
+    batch: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, str]:
     """The model's greedy reply to each prompt, by item id, special tokens left out.

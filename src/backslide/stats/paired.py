@@ -204,10 +204,7 @@ def mean_interval(d: FloatArray, *, alpha_lower: float, alpha_upper: float) -> I
     Too little data is a state in `method`, never an error bar of zero:
 
     - "no data" (n = 0), "one item has no error bar" (n = 1), "no variation" (all drops equal to 12
-      digits, not zero: nothing is known about their spread): bounds -inf and inf.
-    - "identical on every item" (n >= 2, all drops exactly 0.0): bounds 0 and 0. Both states then gave the
-      same number on every item, as when nothing was changed; it says that these items saw no change at all,
-      not that the domain's mean is known without error.
+      digits, zero too: nothing is known about their spread): bounds -inf and inf.
 
     Args:
         d: drops, baseline minus candidate in the direction that positive is worse; shape (n,), any unit.
@@ -238,9 +235,7 @@ def mean_interval(d: FloatArray, *, alpha_lower: float, alpha_upper: float) -> I
         return state(-math.inf, math.inf, "no data")
     if n == 1:
         return state(-math.inf, math.inf, "one item has no error bar")
-    if not d.any():
-        return state(0.0, 0.0, "identical on every item")
-    scale = float(np.abs(d).max())
+    scale = float(np.abs(d).max()) or 1.0
     d = d / scale  # so that the sum of squares neither overflows nor vanishes
     if np.ptp(d) <= _SAME:
         return state(-math.inf, math.inf, "no variation")
