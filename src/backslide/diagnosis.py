@@ -69,14 +69,17 @@ def diagnose(
         setup: of the run: `method` (`full` or a PEFT method), `learning_rate`, `rank`, `epochs`; any may be absent.
     """
     points = losses.best
-    learned = len(points) > 1 and points[-1][1] < points[0][1] * (1 - LEARNED)
-    which = "held-out" if points is losses.held_out else "training"
+    learned = len(points) > 1 and _fell(points)
     regressed_at = next((step for step, zone in looks if zone is Zone.REGRESSED), None)
-    story = []
-    if len(points) > 1:
-        (_, first), (_, last) = points[0], points[-1]
-        moved = "fell" if last < first else "rose"
-        story.append(f"The {which} loss on the new task {moved} from {first:.2f} to {last:.2f}.")
+    story = [
+        f"The {name} loss on the new task {'fell' if series[-1][1] < series[0][1] else 'rose'} "
+        f"from {series[0][1]:.2f} to {series[-1][1]:.2f}."
+        for name, series in (("training", losses.train), ("held-out", losses.held_out))
+        if len(series) > 1
+    ]
+    by_heart = not learned and len(losses.train) > 1 and _fell(losses.train)
+    if by_heart:
+        story.append("It learnt its examples by heart, not the task: on examples that it did not see it got no better.")
     if verdict.zone is Zone.REGRESSED:
         state = "learning and forgetting" if learned else "not learning but forgetting"
         if not verdict.capabilities:
@@ -84,6 +87,8 @@ def diagnose(
             story.append(f"The run cannot pass: {verdict.reasons[0]}.")
         elif learned:
             story.append("The original abilities fell while it did: this is capability regression.")
+        elif by_heart:
+            story.append("The original abilities fell while the training loss did: this is capability regression.")
         else:
             story.append("The original abilities fell, and nothing was gained for it.")
         if regressed_at is not None:
@@ -97,11 +102,15 @@ def diagnose(
         state = "learning, retention undecided" if learned else "not learning"
         lost, won = _flips(verdict)
         story.append(
-            f"No loss of an original ability is proven ({lost} items lost, {won} won), "
+            f"No loss of an original ability is proven ({lost} {'item' if lost == 1 else 'items'} lost, {won} won), "
             "but there are too few items to prove that all are kept within tolerance."
         )
         advice = ("add items to the undecided capabilities, or accept a larger tolerance.",)
     return Diagnosis(state, regressed_at, tuple(story), tuple(advice))
+
+
+def _fell(points: Sequence[tuple[int, float]]) -> bool:
+    return points[-1][1] < points[0][1] * (1 - LEARNED)
 
 
 def _advice(setup: Mapping[str, Any]) -> tuple[str, ...]:

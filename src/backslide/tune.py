@@ -14,8 +14,8 @@ from transformers import PrinterCallback, TrainerCallback
 from backslide.config import TuneConfig
 from backslide.data import TrainingData
 from backslide.errors import ConfigError, DataError, ModelError, RunError
-from backslide.guard.callback import Guard
 from backslide.files import read_json, write_json
+from backslide.guard.callback import Guard
 from backslide.models import BUILTIN, DTYPES, Loaded, load_model, quiet
 from backslide.record import Record
 from backslide.rundir import RunFolder

@@ -64,13 +64,14 @@ def main(version: Annotated[bool, typer.Option("--version", help="Show the versi
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the two runs.")] = Path("runs/demo"),
+    dialogues: Annotated[int, typer.Option(help="How many of the 64 dialogues are trained on.")] = 3,
 ) -> None:
     """Train a small model twice, once too hard, and see what it forgets: a few minutes on a laptop."""
     from backslide.demo.story import tell
 
     screen = Screen()
     with screen.working():
-        good = tell(screen, out)
+        good = tell(screen, out, dialogues=dialogues)
     raise typer.Exit(0 if good else 4)
 
 
