@@ -1,6 +1,6 @@
 """Time what issue and README promise of the demo and the command line; print a line for docs/LOG.md.
 
-    python benchmarks/demo.py [--out runs/bench]
+python benchmarks/demo.py [--out runs/bench]
 """
 
 from __future__ import annotations

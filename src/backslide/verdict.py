@@ -272,7 +272,7 @@ def _hard(
         tolerance=tolerance,
         lost=lost,
         won=won,
-        soft_drop=float(np.mean(soft)) if soft else None,
+        soft_drop=math.fsum(soft) / len(soft) if soft else None,
         method=interval.method,
         exact=interval.exact,
         reason=_reason(zone, interval, tolerance, f"lost {lost} and won {won} of {len(pairs)} items", needed),

@@ -1,0 +1,9 @@
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A test that forgets to name a folder must not write into the checkout.
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
