@@ -133,7 +133,7 @@ def model_fingerprint(model: Any, *, adapters: bool = True) -> str:
     for name, parameter in model.named_parameters():
         if not adapters and _is_adapter(name):
             continue
-        plain = name.replace("base_model.model.", "").replace(".base_layer", "")
+        plain = name.replace("base_model.model.", "").replace(".base_layer", "").replace(".original_module", "")
         rows.append((plain, parameter))
     for name, parameter in sorted(rows, key=lambda row: row[0]):
         flat = parameter.detach().reshape(-1)
@@ -152,10 +152,12 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def _is_adapter(name: str) -> bool:
-    # PEFT's own test: every tuner's parameters carry one of its prefixes, such as lora_ or ia3_.
+    # PEFT's own test: every tuner's parameters carry one of its prefixes, such as lora_ or ia3_; `modules_to_save` are
+    # trained copies of whole modules.
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
-    return any(prefix and f".{prefix}" in f".{name}" for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values())
+    prefixes = [f".{prefix}" for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values() if prefix]
+    return any(part in f".{name}" for part in (".modules_to_save.", *prefixes))
 
 
 def _base_of(adapter: Path) -> str:

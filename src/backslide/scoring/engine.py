@@ -63,7 +63,7 @@ class Scorer:
     The requests are written down and packed once for each half of the suite and replayed at every look, so an item
     is always scored in the same company: base against base gives a difference of exactly zero.
 
-    Raises `ModelError` when the tokenizer cannot do what the settings ask.
+    Raises `ModelError` when the tokenizer cannot do what the settings ask, or the model has learnt prompts (PEFT).
     """
 
     def __init__(self, suite: Suite, model: Any, tokenizer: Any, settings: Settings | None = None) -> None:
@@ -71,6 +71,11 @@ class Scorer:
         self.suite = suite
         self.tokenizer = tokenizer
         self.notes: tuple[str, ...] = ()
+        for adapter in (getattr(model, "peft_config", None) or {}).values():
+            if adapter.is_prompt_learning:
+                # Virtual tokens stand in front of every row, so log-likelihoods would be read at other places.
+                kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+                raise ModelError(f"the model has an adapter of type {kind}, which cannot be scored; use LoRA")
         has_template = bool(getattr(tokenizer, "chat_template", None))
         if settings.chat and not has_template:
             raise ModelError("the tokenizer has no chat template; leave the option out, or set one")
@@ -181,8 +186,15 @@ class Scorer:
 
     def _ask(self, name: str, items: tuple[Item, ...]) -> Asked:
         if name not in self._asked:
-            assert self.settings.chat is not None and self.settings.max_length is not None
-            self._asked[name] = ask(items, self.tokenizer, chat=self.settings.chat, max_length=self.settings.max_length)
+            settings = self.settings
+            assert settings.chat is not None and settings.max_length is not None
+            self._asked[name] = ask(
+                items,
+                self.tokenizer,
+                chat=settings.chat,
+                max_length=settings.max_length,
+                max_new_tokens=settings.max_new_tokens,
+            )
         return self._asked[name]
 
     def _plan(self, model: Any, name: str, asked: Asked) -> Plan:

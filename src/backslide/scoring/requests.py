@@ -51,7 +51,7 @@ class Asked:
     notes: tuple[str, ...] = ()
 
 
-def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int) -> Asked:
+def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, max_new_tokens: int = 0) -> Asked:
     """Write down what `items` ask.
 
     Choice and answer prompts go through the tokenizer's chat template when `chat` is true, the choice being the
@@ -62,6 +62,7 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int) -
         tokenizer: a Hugging Face tokenizer.
         chat: render prompts through the chat template.
         max_length: the most tokens that the model takes; longer requests lose tokens on the left, as in lm-eval.
+        max_new_tokens: room that is kept for the reply after a prompt, within `max_length`.
     """
     items = list(items)
     requests: list[Request] = []
@@ -83,7 +84,8 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int) -
 
     replying = [item for item in asked if not isinstance(item, ChoiceItem)]
     encoded = _encode(tokenizer, [contexts[item.id] for item in replying])
-    prompts.extend(Prompt(item.id, tokens) for item, tokens in zip(replying, encoded, strict=True))
+    room = max(1, max_length - max_new_tokens)
+    prompts.extend(Prompt(item.id, tokens[-room:]) for item, tokens in zip(replying, encoded, strict=True))
 
     for item in items:
         if isinstance(item, TextItem):
