@@ -32,6 +32,8 @@ class Screen:
         bars = Progress(
             TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
             console=self._err, transient=True, disable=not self._err.is_terminal,
+            # Only where both share a terminal: `backslide demo > file` is to get its results.
+            redirect_stdout=self._out.is_terminal,
         )  # fmt: skip
         with bars:
             self._bars = bars
