@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from backslide.errors import InputError, MismatchError, RunError
+from backslide.errors import InputError, MismatchError, RunError, SuiteError
 from backslide.guard import monitor, policy, schedule
 from backslide.record import Record, pair
 from backslide.report.markdown import write_report
@@ -65,6 +66,7 @@ class Guard(TrainerCallback):
         if suite is None:
             suite = Suite.repertoire()
         self.suite = suite if isinstance(suite, Suite) else Suite.load(suite)
+        _both_halves(self.suite)
         schedule.plan_looks(1, every=every, looks=looks)
         self._every, self._looks = every, looks
         self._policy = policy.check(on_regression)
@@ -206,6 +208,9 @@ class Guard(TrainerCallback):
         self.baseline = Record.load(self.run.baseline)
         if self.baseline.header.suite_hash != self.suite.hash:
             raise MismatchError(f"{self.run.baseline}: was measured on another suite than {self.suite.name}")
+        for event in self.run.events():
+            if event.get("event") == "broke" and event.get("step", 0) <= step:
+                self._state = dataclasses.replace(self._state, broke=str(event.get("reason")))
         for record in self.run.steps():
             at = record.header.step
             if at is not None and at <= step and self._state.due(at):
@@ -261,6 +266,13 @@ class Guard(TrainerCallback):
     def _say(self, line: str) -> None:
         if self._writes:
             self._tell(line)
+
+
+def _both_halves(suite: Suite) -> None:
+    # Better now than after the training: looks need the monitor half, the verdict needs the gate half.
+    for half in ("monitor", "gate"):
+        if all(item.kind == "open" for item in suite.part(half)):
+            raise SuiteError(f"suite {suite.name}: its {half} half has no item that can be judged; add items")
 
 
 def _tokenizer(processing: Any) -> Any:

@@ -8,7 +8,7 @@ import unicodedata
 # Overrides and isolates of writing direction, which let a line read otherwise than it is.
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _MARKUP = re.compile(r"([\\`*_{}\[\]#|~$!^])")
-_LIST_OR_HEAD = re.compile(r"^(\s*)([-+=]|\d+[.)])")
+_LIST_OR_HEAD = re.compile(r"^(\s*)([-+=]|\d+[.)](?=\s|$))")
 
 
 def plain(text: str, limit: int = 400) -> str:
