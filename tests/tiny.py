@@ -39,14 +39,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def known_suite() -> Suite:
     """A suite on which the tiny chat model is right on every choice: the gold is what it prefers.
 
-    160 questions of 4 choices in two capabilities, two texts and an open question.
+    160 questions of 4 choices in two capabilities, four texts and an open question.
     """
     from backslide.scoring.engine import Scorer, Settings
     from backslide.suite.item import ChoiceItem, OpenItem, TextItem
     from backslide.suite.suite import Suite
     from backslide.testing import tiny_model, tiny_tokenizer
 
-    words = ("north", "salt", "green", "seven", "lamp", "river", "often", "quick", "stone", "hat", "fog", "ink")
+    # Of one length in tokens, so that not the shortest wins under any weights.
+    words = ("north", "salty", "green", "seven", "lamps", "river", "often", "quick", "stone", "blank", "foggy", "inked")
     blind = [
         ChoiceItem(
             id=f"{capability}/{i}",

@@ -97,7 +97,10 @@ def diagnose(
     elif verdict.zone is Zone.RETAINED:
         state = "learning and keeping" if learned else "not learning"
         story.append("Every capability is proven to be kept within its tolerance.")
-        advice = () if learned else ("train longer, or raise the learning rate: there is room.",)
+        if by_heart:
+            advice = ("give it more and more varied examples, or make fewer passes over them.",)
+        else:
+            advice = () if learned else ("train longer, or raise the learning rate: there is room.",)
     else:
         state = "learning, retention undecided" if learned else "not learning"
         lost, won = _flips(verdict)

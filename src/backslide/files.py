@@ -72,6 +72,8 @@ def read_json(path: Path, error: type[InputError] = InputError) -> Any:
         return json.loads(read_text(path, error))
     except json.JSONDecodeError as bad:
         raise error(f"{path}:{bad.lineno}: not JSON: {bad.msg}") from None
+    except (ValueError, RecursionError) as bad:
+        raise error(f"{path}: JSON that cannot be read: {bad}") from None
 
 
 def read_lines(path: Path, error: type[InputError] = InputError) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -86,6 +88,8 @@ def read_lines(path: Path, error: type[InputError] = InputError) -> Iterator[tup
             raise error(f"{path}:{number}: not JSON: {bad.msg} at column {bad.colno}") from None
         except RecursionError:
             raise error(f"{path}:{number}: JSON nested too deeply") from None
+        except ValueError as bad:  # a whole number of thousands of digits
+            raise error(f"{path}:{number}: JSON that cannot be read: {bad}") from None
         if not isinstance(row, dict):
             raise error(f"{path}:{number}: is {type(row).__name__}, a JSON object in braces is needed")
         yield number, row

@@ -49,6 +49,9 @@ def take_baseline(
     out = Path(out)
     if out.is_dir():
         raise RecordError(f"{out}: is a folder; give the record a file name, such as {out / 'baseline.jsonl'}")
+    above = next((folder for folder in out.parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+        raise RecordError(f"{out}: cannot be written, since {above} is a file; give another path")
     chosen = suite if isinstance(suite, Suite) else Suite.load(suite)
     loaded = load_model(model, dtype=dtype, say=say)
     scorer = Scorer(chosen, loaded.model, loaded.tokenizer, Settings(chat=chat))
@@ -94,6 +97,8 @@ def check_model(
             f"the baseline was measured on the suite {old.header.suite} ({old.header.suite_hash[:12]}), not on "
             f"{chosen.name} ({chosen.hash[:12]}); name the baseline's suite with --suite, or measure it again"
         )
+    if out is not None and Path(out).is_file():
+        raise RecordError(f"{out}: is a file; give a folder for the report")
     loaded = load_model(model, dtype=str(old.header.conditions.get("dtype", "auto")), say=say)
     scorer = Scorer(chosen, loaded.model, loaded.tokenizer, _settings(old))
     # What does not fit is refused before minutes are spent on scoring.

@@ -63,12 +63,19 @@ def load_model(source: str | Path, *, dtype: str = "auto", say: Callable[[str], 
     base = resolve(base, say)
     kind = best_dtype() if dtype == "auto" else getattr(torch, dtype)
     with quiet(), _one_line(name):
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=kind, use_safetensors=True)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            base, dtype=kind, use_safetensors=True, output_loading_info=True
+        )
+        if missing := sorted(found["missing_keys"]):
+            # transformers would fill them with random numbers.
+            raise ValueError(f"{len(missing)} of its weights are not in the files, the first is {missing[0]}")
         with_tokenizer = adapter if adapter and (Path(adapter) / "tokenizer_config.json").is_file() else base
         tokenizer = AutoTokenizer.from_pretrained(with_tokenizer)
         if adapter:
             from peft import PeftModel
 
+            # PEFT only warns of weights that the adapter's file lacks, and leaves them as they were made.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
             model = PeftModel.from_pretrained(model, adapter)
     if torch.cuda.is_available():
         model = model.to("cuda")
@@ -240,9 +247,14 @@ def _one_line(name: str) -> Iterator[None]:
     """Turn what loading raises on bad input into one line; memory and interrupts pass."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as bad:
+    except (OSError, ValueError, KeyError, ImportError, UserWarning) as bad:
         reason = " ".join(str(bad).split()) or type(bad).__name__
         raise ModelError(f"{name}: cannot be loaded as a causal language model: {reason[:300]}") from bad
+    except RuntimeError as bad:
+        # What torch says of weights of another shape; other runtime errors, such as of memory, are not the model's.
+        if "mismatch" not in str(bad):
+            raise
+        raise ModelError(f"{name}: its weights do not fit: {' '.join(str(bad).split())[:300]}") from bad
     except Exception as bad:
         # safetensors has an exception of its own for a truncated file, derived from Exception alone.
         if type(bad).__name__ != "SafetensorError":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -74,10 +75,18 @@ class Outcome:
             raise RecordError(f"p is {p!r}, a probability from 0 to 1 is needed")
         if size is not None and size <= 0:
             raise RecordError(f"bytes is {size!r}, a positive number is needed")
-        scores = row.get("scores", ())
-        if not all(s is None or (isinstance(s, (int, float)) and math.isfinite(s)) for s in scores):
+        scores, greedy = row.get("scores") or (), row.get("greedy") or ()
+        if not all(s is None or _finite(s) for s in scores):
             raise RecordError(f"scores is {scores!r}, finite numbers or null are needed")
-        return cls(**{**row, "scores": tuple(scores), "greedy": tuple(row.get("greedy", ()))})
+        if not all(isinstance(g, bool) for g in greedy):
+            raise RecordError(f"greedy is {greedy!r}, true or false for each choice is needed")
+        return cls(**{**row, "scores": tuple(scores), "greedy": tuple(greedy)})
+
+
+def _finite(value: object) -> bool:
+    # By comparison: math.isfinite() raises for whole numbers beyond the floats.
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Outcome))
@@ -159,7 +168,7 @@ class Record:
 
     def save(self, path: str | Path) -> None:
         """Write the record, atomically."""
-        head = {"schema": SCHEMA, **dataclasses.asdict(self.header)}
+        head = {"schema": SCHEMA, "outcomes": len(self.outcomes), **dataclasses.asdict(self.header)}
         write_lines(Path(path), [head, *(outcome.to_dict() for outcome in self.outcomes)])
 
     @classmethod
@@ -185,6 +194,10 @@ class Record:
             outcomes[outcome.id] = outcome
         if not outcomes:
             raise RecordError(f"{path}: holds no outcome; measure it again with `backslide baseline`")
+        # A copy that was cut at the end of a line is whole JSON; only the count gives it away.
+        planned = first[1].get("outcomes", len(outcomes))
+        if planned != len(outcomes):
+            raise RecordError(f"{path}: was cut short: {len(outcomes)} outcomes of {planned}; copy or measure it again")
         return cls(header=header, outcomes=tuple(outcomes.values()))
 
 

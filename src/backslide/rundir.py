@@ -42,6 +42,8 @@ class RunFolder:
 
     def begin(self, config: Mapping[str, Any]) -> None:
         """Start a run. What an earlier run left here is moved to `earlier/`, so that nothing measured is lost."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RecordError(f"{self.path}: is a file; name a folder for the run")
         left = [name for name in _OWN if (self.path / name).exists()]
         if left:
             # Never a name that exists: two runs may end within one second.
@@ -88,7 +90,9 @@ class RunFolder:
 
     def steps(self) -> list[Record]:
         """The records of all looks, in order."""
-        return [Record.load(path) for path in sorted((self.path / "steps").glob("step-*.jsonl"))]
+        # From a million steps on the names get longer.
+        paths = sorted((self.path / "steps").glob("step-*.jsonl"), key=lambda path: (len(path.name), path.name))
+        return [Record.load(path) for path in paths]
 
     def append(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Write events down, each with the time, and see them onto the disk."""

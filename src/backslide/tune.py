@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from backslide.config import TuneConfig
 from backslide.data import TrainingData
-from backslide.errors import ConfigError, DataError, ModelError, RunError
+from backslide.errors import ConfigError, DataError, InputError, ModelError, RunError
 from backslide.files import read_json, write_json
 from backslide.guard.callback import Guard
 from backslide.models import BUILTIN, DTYPES, Loaded, load_model, quiet
@@ -97,6 +98,19 @@ def tune(
     for part in (data, held_out):
         if part is not None and part.skipped:
             say(f"{part.path}: {part.skipped} empty lines are left out")
+    with _folder(config.folder):
+        return _tune(config, data, held_out, guard, say, progress, callbacks)
+
+
+def _tune(
+    config: TuneConfig,
+    data: TrainingData,
+    held_out: TrainingData | None,
+    guard: Guard,
+    say: Say,
+    progress: Progress | None,
+    callbacks: Sequence[TrainerCallback],
+) -> Tuned:
     loaded = load_model(config.model.base, dtype=_dtype(config), say=say)
     if hasattr(loaded.model, "peft_config"):
         raise ModelError(f"{config.model.base}: is an adapter; merge it into its base, or give the base itself")
@@ -123,14 +137,33 @@ def tune(
     return Tuned(guard.run, guard.verdict, target, trainer.state.global_step, trainer.state.max_steps)
 
 
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Make the run's folder; where the run is refused, what is still empty goes again."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as bad:
+        raise ConfigError(f"output.dir is {str(path)!r}, which cannot be made: {bad.strerror}; name another") from None
+    try:
+        yield
+    except InputError:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def _save(model: Any, loaded: Loaded, target: Path) -> None:
     with quiet():
         model.save_pretrained(target)
         loaded.tokenizer.save_pretrained(target)
     adapter = target / "adapter_config.json"
-    if loaded.name == BUILTIN and adapter.exists():
-        # Not the folder in this machine's cache: by its name the base is found again elsewhere.
-        write_json(adapter, {**read_json(adapter), "base_model_name_or_path": BUILTIN})
+    if adapter.exists():
+        # By its name the built-in model is found again on another machine, and a folder from another current one.
+        folder = Path(loaded.name).expanduser()
+        base = BUILTIN if loaded.name == BUILTIN else str(folder.resolve()) if folder.is_dir() else loaded.name
+        write_json(adapter, {**read_json(adapter), "base_model_name_or_path": base})
 
 
 class _Bar(TrainerCallback):

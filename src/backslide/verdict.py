@@ -224,6 +224,8 @@ def main_row(verdict: Verdict) -> CapabilityVerdict | None:
 def _judge(
     name: str, pairs: Sequence[tuple[Outcome, Outcome]], tolerance: Tolerance, alpha_fail: float, alpha_pass: float
 ) -> CapabilityVerdict:
+    # One order, whatever the record's: sums of floats and the item that is named depend on it.
+    pairs = sorted(pairs, key=lambda both: both[1].id)
     now_broken = [new.id for old, new in pairs if old.finite and not new.finite]
     already_broken = [old.id for old, _ in pairs if not old.finite]
     levels = {"alpha_lower": alpha_fail, "alpha_upper": alpha_pass}
@@ -286,10 +288,11 @@ def _text(
     both = [(old.bits_per_byte, new.bits_per_byte) for old, new in pairs]
     values = np.array([(old, new) for old, new in both if old is not None and new is not None]).reshape(-1, 2)
     scale = float(values[:, 0].mean()) if len(values) else math.nan
-    rises = (values[:, 1] - values[:, 0]) / scale
+    # Nothing is relative to 0 bits; what cannot be compared is "no data", never a pass.
+    rises = (values[:, 1] - values[:, 0]) / scale if scale > 0 else np.empty(0)
     interval = mean_interval(rises, **levels)
     zone = _zone(interval, tolerance)
-    seen = f"bits per byte rose by {rises.mean():.1%} on {len(values)} texts" if len(values) else "no text was measured"
+    seen = f"bits per byte rose by {rises.mean():.1%} on {len(rises)} texts" if len(rises) else "no text to compare"
     return CapabilityVerdict(
         capability=name,
         zone=zone,
@@ -297,7 +300,7 @@ def _text(
         items=len(pairs),
         baseline=scale if len(values) else None,
         candidate=float(values[:, 1].mean()) if len(values) else None,
-        drop=float(rises.mean()) if len(values) else None,
+        drop=float(rises.mean()) if len(rises) else None,
         lower=interval.lower if math.isfinite(interval.lower) else None,
         upper=interval.upper if math.isfinite(interval.upper) else None,
         alpha_fail=levels["alpha_lower"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +58,8 @@ class State:
 
 
 def on_log(state: State, step: int, log: Mapping[str, Any]) -> tuple[State, list[Event]]:
-    """Take the losses out of a trainer's log."""
-    values = {k: log[k] for k in LOSSES if isinstance(log.get(k), (int, float))}
+    """Take the losses out of a trainer's log, NumPy's numbers too."""
+    values = {k: log[k] for k in LOSSES if isinstance(log.get(k), numbers.Real)}
     if not values:
         return state, []
     finite = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}

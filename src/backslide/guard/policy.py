@@ -44,6 +44,6 @@ def decide(policy: Policy, verdict: Verdict) -> Action | None:
         return Action("warn", f"the on_regression function raised {type(bad).__name__}: {bad}")
     if kind is None:
         return None
-    if kind not in ACTIONS:
+    if not isinstance(kind, str) or kind not in ACTIONS:
         return Action("warn", f"the on_regression function gave {kind!r}, which is none of {', '.join(ACTIONS)}")
     return Action(kind, verdict.reasons[0])

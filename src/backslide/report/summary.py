@@ -57,6 +57,10 @@ class Summary:
         verdict = run.verdict()
         if verdict is None:
             raise RecordError(f"{run.path}: no verdict.json: no run was begun here, or it has not ended")
+        config = run.config
+        missing = [key for key in ("model", "suite", "suite_hash", "alpha", "tolerance") if key not in config]
+        if missing:
+            raise RecordError(f"{run.path / 'run.json'}: has no {missing[0]}")
         events = run.events()
         losses = losses_of(events)
         looks = tuple(
@@ -72,7 +76,7 @@ class Summary:
         )
         return cls(
             run=run,
-            config=run.config,
+            config=config,
             baseline=Record.load(run.baseline),
             final=Record.load(run.final) if run.final.exists() else None,
             verdict=verdict,

@@ -56,10 +56,10 @@ def runs_table(runs: Mapping[str, Summary]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in runs:
-        table.add_column(name)
+        table.add_column(Text(plain(name)))
     summaries = list(runs.values())
     lines: list[tuple[str, Iterable[str | Text]]] = [
-        ("method", (_method(s) for s in summaries)),
+        ("method", (Text(plain(_method(s))) for s in summaries)),
         ("learning rate", (f"{s.setup.get('learning_rate', math.nan):g}" for s in summaries)),
         ("steps made / planned", (f"{s.setup.get('steps')} / {s.setup.get('max_steps')}" for s in summaries)),
         ("trainable parameters", (f"{s.setup.get('trainable', 0):,}" for s in summaries)),
@@ -81,7 +81,7 @@ def replies_table(replies: Sequence[Sequence[Reply]], names: Sequence[str]) -> T
     """Open questions: the reply before, and after each run."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=False)
     for name in ("question", "before", *names):
-        table.add_column(name, ratio=1, overflow="fold")
+        table.add_column(Text(plain(name)), ratio=1, overflow="fold")
     for versions in zip(*replies, strict=True):
         first = versions[0]
         cells = [first.question, first.before, *(reply.after for reply in versions)]

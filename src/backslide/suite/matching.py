@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from backslide.suite.item import Match
 
 # Thousands separators only where they group three digits, so "1,2" stays two numbers.
-_NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 
 
 def matches(reply: str, answers: Sequence[str], match: Match) -> bool:

@@ -1,0 +1,101 @@
+"""Atomic writes, and JSON Lines that say at which line they break."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from backslide.errors import InputError, RecordError
+from backslide.files import dump, read_json, read_lines, read_text, write_json, write_lines, write_text
+
+
+def test_a_write_that_is_killed_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    write_text(path, "old")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_row_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    write_lines(path, [{"a": 1}])
+    for bad in (float("nan"), "\ud800"):
+        with pytest.raises(ValueError):
+            write_lines(path, [{"a": 2}, {"a": bad}])
+    assert list(read_lines(path)) == [(1, {"a": 1})] and [p.name for p in tmp_path.iterdir()] == ["f.jsonl"]
+
+
+def test_a_file_gets_the_rights_that_open_would_give(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "f", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_json_is_not_written(tmp_path: Path, value: float) -> None:
+    with pytest.raises(ValueError):
+        dump({"a": value})
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "f.json", {"a": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_separators_of_unicode_inside_strings_end_no_line(tmp_path: Path) -> None:
+    rows = [{"a": "one\u2028two\u2029three\x85four\x0b\x0c\x1c"}, {"a": "\r\n"}]
+    write_lines(tmp_path / "f.jsonl", rows)
+    assert list(read_lines(tmp_path / "f.jsonl")) == [(1, rows[0]), (2, rows[1])]
+
+
+def test_blank_lines_count_and_a_byte_order_mark_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n{"a": 2}')
+    assert list(read_lines(path)) == [(1, {"a": 1}), (4, {"a": 2})]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"a": 1}\n{"a": \n', r":2: not JSON: .* at column \d+"),
+        (b'{"a": 1}\n"text"\n', r":2: is str, a JSON object in braces is needed"),
+        (b"null\n", r":1: is NoneType"),
+        (b"[" * 100_000, r":1: JSON nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", r":1: JSON that cannot be read"),
+        (b'{"a": "\xff"}', r"byte 7 is not UTF-8; save the file as UTF-8"),
+    ],
+)
+def test_bad_lines_are_one_line_of_the_error_asked_for(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=says) as raised:
+        list(read_lines(path, RecordError))
+    assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ['{"a": 1,\n"b"}', "[" * 100_000, "9" * 5000, ""])
+def test_bad_json_files(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "f.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"f\.json") as raised:
+        read_json(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none: no such file"):
+        read_text(tmp_path / "none")
+    with pytest.raises(InputError, match="is a folder, a file is needed"):
+        read_text(tmp_path)

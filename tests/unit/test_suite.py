@@ -1,0 +1,269 @@
+"""Items and suites: what a file may hold, the one line on what it may not, hash, halves and matching."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backslide.errors import SuiteError
+from backslide.suite.item import AnswerItem, ChoiceItem, Item, Match, OpenItem, TextItem, item_from_dict
+from backslide.suite.matching import fold, matches, numbers
+from backslide.suite.suite import Suite, half_of
+from builders import choice
+
+GOOD: dict[str, Any] = {
+    "id": "a", "kind": "choice", "capability": "c", "prompt": "p", "choices": ["x", "y", "z", "w"], "gold": 0,
+}  # fmt: skip
+ANSWER: dict[str, Any] = {"id": "b", "kind": "answer", "capability": "c", "prompt": "p", "answers": ["12"]}
+
+
+def changed(base: dict[str, Any] = GOOD, drop: str = "", **fields: Any) -> str:
+    return json.dumps({key: value for key, value in {**base, **fields}.items() if key != drop}) + "\n"
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "s.jsonl"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{oops\n", "not JSON: .* at column 2"),
+        ("[1]\n", "is list, a JSON object in braces is needed"),
+        (changed(gold=4), r"gold is 4, but the item has 4 choices \(0-3\)"),
+        (changed(gold=-1), r"gold is -1, but the item has 4 choices \(0-3\)"),
+        (changed(gold=True), "gold is True, the index of a choice is needed"),
+        (changed(gold="1"), "gold is '1', the index of a choice is needed"),
+        (changed(gold=1.0), r"gold is 1\.0, the index"),
+        (changed(drop="gold"), "has no gold, which an item of kind choice needs"),
+        (changed(id="first"), r"the id 'first' was used before, at .*s\.jsonl:1"),
+        (changed(id=7), "id is 7, text is needed"),
+        (changed(id=" "), "id is empty"),
+        (changed(kind="chioce"), "kind is 'chioce', one of choice, answer, text, open is needed"),
+        (changed(kind=["choice"]), r"kind is \['choice'\], one of choice"),
+        (changed(drop="kind"), "has no kind; one of choice, answer, text, open is needed"),
+        (changed(promt="p"), "unknown key 'promt' in an item of kind choice; did you mean 'prompt'"),
+        (changed(drop="choices", choises=["x", "y"]), "unknown key 'choises' .*did you mean 'choices'"),
+        (changed(zzz=1), "unknown key 'zzz' .*it takes id, capability, cluster, prompt, choices, gold"),
+        (changed(prompt=""), "prompt is empty"),
+        (changed(prompt=None), "prompt is None, text is needed"),
+        (changed(prompt="\ud83d"), "prompt is .* half a surrogate pair"),
+        (changed(choices=["x", "\ud83d"]), "choices is .* half a surrogate pair"),
+        (changed(choices=["x"]), "choices has 1 entries, at least 2 needed"),
+        (changed(choices=["x", "x"]), "choices has 'x' twice"),
+        (changed(choices=["x", " "]), "choices has an empty entry"),
+        (changed(choices="xy"), "choices is 'xy', a list of texts is needed"),
+        (changed(choices=["x", 2]), r"choices is \['x', 2\], a list of texts is needed"),
+        (changed(cluster=""), "cluster is empty"),
+        (changed(ANSWER, answers=[]), "answers has 0 entries, at least 1 needed"),
+        (changed(ANSWER, match="fuzzy"), "match is 'fuzzy', one of exact, number, contains, regex is needed"),
+        (changed(ANSWER, match="regex", answers=["("]), r"answers has '\(', which is no regular expression"),
+    ],
+)
+def test_a_bad_line_is_named_with_file_line_thing_value_and_mend(tmp_path: Path, line: str, says: str) -> None:
+    path = written(tmp_path, changed(id="first") + "\n" + line)
+    with pytest.raises(SuiteError, match=f"s\\.jsonl:3: {says}") as raised:
+        Suite.load(path)
+    assert str(raised.value).startswith(f"{path}:3: ") and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_an_empty_suite(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SuiteError, match=r"s\.jsonl: the suite is empty; a line an item is needed"):
+        Suite.load(written(tmp_path, text))
+    with pytest.raises(SuiteError, match="suite s: has no items"):
+        Suite("s", ())
+
+
+def test_a_missing_suite_names_what_may_be_given(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match=r"no such suite; give a \.jsonl file, a folder of them, or 'repertoire'"):
+        Suite.load(tmp_path / "none.jsonl")
+    with pytest.raises(SuiteError, match=r"the folder has no \.jsonl file"):
+        Suite.load(tmp_path)
+
+
+def test_a_folder_is_one_suite_and_ids_are_unique_over_its_files(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text(changed(id="2"))
+    (tmp_path / "a.jsonl").write_text(changed(id="1"))
+    (tmp_path / "notes.md").write_text("not a suite")
+    suite = Suite.load(tmp_path)
+    assert [item.id for item in suite.items] == ["1", "2"] and suite.name == tmp_path.name
+    (tmp_path / "c.jsonl").write_text(changed(id="1"))
+    with pytest.raises(SuiteError, match=r"c\.jsonl:1: the id '1' was used before, at .*a\.jsonl:1"):
+        Suite.load(tmp_path)
+
+
+def test_items_made_in_python_are_checked_too() -> None:
+    with pytest.raises(SuiteError, match="gold is 2"):
+        choice(gold=2)
+    with pytest.raises(SuiteError, match="the id 'a' is used more than once"):
+        Suite("s", (choice("a"), choice("b"), choice("a")))
+    with pytest.raises(AttributeError):
+        choice().gold = 1  # type: ignore[misc]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+ENTRIES = st.lists(TEXT, min_size=2, max_size=5, unique=True).map(tuple)
+
+
+@st.composite
+def items(draw: st.DrawFn) -> Item:
+    shared: dict[str, Any] = {"id": draw(TEXT), "capability": draw(TEXT), "cluster": draw(st.none() | TEXT)}
+    match draw(st.sampled_from(["choice", "answer", "text", "open"])):
+        case "choice":
+            entries = draw(ENTRIES)
+            gold = draw(st.integers(0, len(entries) - 1))
+            return ChoiceItem(**shared, prompt=draw(TEXT), choices=entries, gold=gold)
+        case "answer":
+            match = draw(st.sampled_from(["exact", "number", "contains"]))
+            return AnswerItem(**shared, prompt=draw(TEXT), answers=draw(ENTRIES), match=match)
+        case "text":
+            return TextItem(**shared, text=draw(TEXT))
+        case _:
+            return OpenItem(**shared, prompt=draw(TEXT))
+
+
+SUITES = st.lists(items(), min_size=1, max_size=12, unique_by=lambda item: item.id).map(lambda i: Suite("s", tuple(i)))
+
+
+@given(items())
+def test_an_item_survives_its_dictionary(item: Item) -> None:
+    assert item_from_dict(json.loads(json.dumps(item.to_dict()))) == item
+
+
+@given(SUITES, st.randoms(use_true_random=False))
+def test_saving_keeps_items_and_hash_and_order_changes_neither_hash_nor_halves(
+    suite: Suite, rng: random.Random
+) -> None:
+    suite.save("s.jsonl")
+    again = Suite.load("s.jsonl")
+    assert again.items == suite.items and again.hash == suite.hash
+    mixed = Suite("another name", tuple(rng.sample(suite.items, len(suite.items))))
+    assert mixed.hash == suite.hash
+    for part in ("monitor", "gate"):
+        assert set(mixed.part(part)) == set(suite.part(part))
+    monitor, gate = suite.part("monitor"), suite.part("gate")
+    assert sorted(item.id for item in monitor + gate) == sorted(item.id for item in suite.items)
+    assert suite.part("all") == suite.items
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        choice("a", gold=1), choice("a", prompt="q"), choice("a", choices=("y", "x")), choice("a", capability="d"),
+        choice("a", cluster="k"), choice("b"), choice("a", choices=("x", "y", "z")),
+    ],
+)  # fmt: skip
+def test_the_hash_sees_every_field(other: ChoiceItem) -> None:
+    assert Suite("s", (other,)).hash != Suite("s", (choice("a"),)).hash
+
+
+def test_the_hash_and_the_halves_stay_what_they_were() -> None:
+    # By sha256sum at a shell: a version that computes them otherwise splits gates anew and orphans all baselines.
+    assert Suite("s", (choice("1"), choice("0"))).hash == (
+        "c03aecf493c293d6480dd1cd694852df905a4e564231e542343dacd56f5de69f"
+    )
+    made = Suite("s", tuple(choice(str(i)) for i in range(8)))
+    assert [item.id for item in made.part("monitor")] == ["2", "3"]
+
+
+def test_a_cluster_stays_together_and_new_items_move_nothing() -> None:
+    alone = [choice(f"p{i}") for i in range(200)]
+    together = [choice(f"q{i}", cluster=f"passage {i // 5}") for i in range(200)]
+    assert {half_of(item) for item in alone} == {"monitor", "gate"}
+    assert 70 <= sum(half_of(item) == "monitor" for item in alone) <= 130
+    for i in range(0, 200, 5):
+        assert len({half_of(item) for item in together[i : i + 5]}) == 1
+    few, many = Suite("s", tuple(alone[:50])), Suite("s", tuple(alone + together))
+    assert set(few.part("gate")) <= set(many.part("gate"))
+
+
+def test_an_unknown_part() -> None:
+    with pytest.raises(SuiteError, match="part is 'half', one of monitor, gate, all is needed"):
+        Suite("s", (choice(),)).part("half")  # type: ignore[arg-type]
+
+
+def test_separators_of_unicode_inside_a_prompt_end_no_line(tmp_path: Path) -> None:
+    line = json.dumps({**GOOD, "prompt": "one\u2028two\u0085three\u2029"}, ensure_ascii=False)
+    (item,) = Suite.load(written(tmp_path, line + "\n")).items
+    assert isinstance(item, ChoiceItem) and item.prompt == "one\u2028two\u0085three\u2029"
+
+
+@pytest.mark.parametrize(
+    ("reply", "answers", "match", "right"),
+    [
+        ("The answer is 4.", ["4"], "number", True),
+        ("4, no, 5", ["4"], "number", False),
+        ("It is 1,234.", ["1234"], "number", True),
+        ("1,234,567.50 in all", ["1234567.5"], "number", True),
+        ("1,2345", ["1234"], "number", False),
+        ("1, 2", ["2"], "number", True),
+        ("−3", ["-3"], "number", True),
+        ("10-3", ["3"], "number", True),
+        ("4.0", ["4"], "number", True),
+        ("none", ["4"], "number", False),
+        ("version v2", ["2"], "number", False),
+        ("nan", ["4"], "number", False),
+        ("five", ["4", "5"], "number", False),
+        ("5", ["4", "5"], "number", True),
+        ("Paris is nice", ["Paris"], "contains", True),
+        ("it's PARIS!", ["Paris"], "contains", True),
+        ("Parisian", ["Paris"], "contains", False),
+        ("I like C++ best", ["C++"], "contains", True),
+        ("a((( b", ["a((("], "contains", True),
+        ("abc", ["a.c"], "contains", False),
+        ("New\n\n York", ["new york"], "contains", True),
+        (" PARIS. ", ["paris"], "exact", True),
+        ("Ｐａｒｉｓ", ["Paris"], "exact", True),
+        ("STRASSE", ["straße"], "exact", True),
+        ("Paris, France", ["Paris"], "exact", False),
+        ("x42", [r"\d+"], "regex", True),
+        ("X42", [r"^x"], "regex", False),
+    ],
+)
+def test_matching(reply: str, answers: Sequence[str], match: Match, right: bool) -> None:
+    assert matches(reply, answers, match) is right
+
+
+@pytest.mark.parametrize("match", ["exact", "number", "contains", "regex"])
+@pytest.mark.parametrize("reply", ["", " ", "\n\t", "\u2028", "\u00a0"])
+def test_an_empty_reply_is_wrong_under_every_matcher(reply: str, match: Match) -> None:
+    assert not matches(reply, ["4", ".*", "nothing"], match)
+
+
+@pytest.mark.parametrize("match", ["exact", "number", "contains"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "9" * 100_000, "1," * 50_000, "111," * 25_000 + "1111", "-" * 100_000, "." * 100_000, "1." * 50_000, "(" * 100_000,
+        " " * 100_000 + "x", "\u202e4", "٤²Ⅳ", "\x1b[31m4\x1b[0m\x00", "ﷺ" * 20_000, "e\u0301" * 50_000, "a " * 50_000,
+        "\ud800", "Paris" * 20_000,
+    ],
+    ids=lambda reply: ascii(reply[:8]),
+)  # fmt: skip
+def test_hostile_replies_neither_match_nor_raise_nor_hang(reply: str, match: Match) -> None:
+    begin = time.perf_counter()
+    assert not matches(reply, ["Paris", "12"], match)
+    assert time.perf_counter() - begin < 2
+
+
+@given(st.text(), st.sampled_from(["exact", "number", "contains"]))
+def test_matching_takes_any_text(reply: str, match: Match) -> None:
+    right = matches(reply, ["12", "Paris"], match)
+    assert not right or "12" in reply or fold("Paris") in fold(reply) or numbers(reply)
+
+
+@given(st.integers(-(10**15), 10**15), st.text(alphabet="abc !?\n"))
+def test_a_number_is_found_however_it_is_grouped(value: int, around: str) -> None:
+    assert numbers(f"{around} {value:,} {around}") == [value]
+    assert matches(f"{around} {value:,}.", [str(value)], "number")
