@@ -84,11 +84,11 @@ def run_folder(
     word: str = "w",
     verdict: bool = True,
 ) -> RunFolder:
-    """A run that lost 9 of 50 items of one capability at a first look, and 12 in the end; `word` stands elsewhere."""
+    """A run that lost 15 of 50 items of one capability at its look, and 12 in the end; `word` stands elsewhere."""
     fields: dict[str, Any] = {
         "suite": word, "suite_hash": "0123456789abcdef", "conditions": {"dtype": "float32", word: word},
     }  # fmt: skip
-    old, seen = flipped(50, 9, 2, capability)
+    old, seen = flipped(50, 15, 2, capability)
     _, new = flipped(50, 12, 2, capability)
     other = choices([True] * 50, "other")
     base = record(

@@ -19,7 +19,7 @@ from builders import choices, opened, record, texts
 Pair = tuple[Record, Record]
 LEVELS = st.builds(Level, fail=st.sampled_from([0.0125, 0.05, 0.3]), passing=st.sampled_from([0.05, 0.3]))
 TOLERANCES = st.builds(Tolerance, accuracy=st.sampled_from([0.0, 0.03, 0.2]))
-FEW = settings(deadline=None, max_examples=40)
+FEW = settings(deadline=None, max_examples=30)
 # Log-likelihoods of a text of a hundred bytes, from certain to hopeless.
 SCORES = st.floats(-1000, 0, allow_subnormal=False).map(lambda score: round(score, 6))
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binomtest, ttest_1samp
 
 from backslide.errors import ConfigError, MismatchError, RecordError
-from backslide.verdict import Level, Tolerance, Verdict, Zone, broken, judge
+from backslide.verdict import Level, Tolerance, Verdict, Zone, _overall, broken, judge
 from builders import choices, flipped, opened, record, texts
 
 
@@ -62,6 +62,17 @@ def test_the_row_of_all_items_never_passes_a_model() -> None:
     verdict = judge(record(*groups), record(*groups))
     assert verdict.pooled is not None and verdict.pooled.zone is Zone.RETAINED
     assert verdict.zone is Zone.UNDECIDED
+
+
+def test_the_row_of_all_items_delays_no_model() -> None:
+    old = record(choices([True] * 400, "a"), choices([True] * 400, "b"))
+    verdict = judge(old, old)
+    assert verdict.zone is Zone.RETAINED and verdict.pooled is not None
+    # It has more items than any row, so it is hardly ever the undecided one; made so here.
+    slow = dataclasses.replace(verdict.pooled, zone=Zone.UNDECIDED)
+    assert _overall(verdict.capabilities, slow)[0] is Zone.RETAINED
+    lost = dataclasses.replace(verdict.pooled, zone=Zone.REGRESSED)
+    assert _overall(verdict.capabilities, lost) == (Zone.REGRESSED, (f"all items: {lost.reason}",))
 
 
 def test_log_likelihoods_that_are_not_finite_fail_with_that_reason() -> None:
