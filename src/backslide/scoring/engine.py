@@ -1,6 +1,7 @@
 """Model × suite → Record. Reads top to bottom: how one model state is measured.
 
-items ─ requests.ask ─► token requests ─ plan.plan ─► packed rows ─ execute.execute ─► log-likelihoods ─► outcomes
+items ─ requests.ask ─► token requests ─ plan.plan ─► packed rows ─ execute.execute ─► log-likelihoods ─┐
+                   └──► prompts ─ generate.generate ─► replies ─ suite.matching ──────────────────────────┴► outcomes
 """
 
 from __future__ import annotations
@@ -18,18 +19,14 @@ import transformers
 from backslide.errors import ModelError, SuiteError
 from backslide.models import model_fingerprint, tokenizer_fingerprint
 from backslide.record import Header, Outcome, Record
-from backslide.scoring.execute import Score, execute, takes_tree
-from backslide.scoring.generate import generate, pad_token
-from backslide.scoring.plan import Plan, plan
+from backslide.scoring.execute import Score
 from backslide.scoring.requests import Asked, ask
+from backslide.scoring.runner import Runner, default_batch
 from backslide.scoring.session import session
 from backslide.suite.item import AnswerItem, ChoiceItem, Item, TextItem
 from backslide.suite.matching import matches
 from backslide.suite.suite import Part, Suite
 from backslide.version import __version__
-
-CHECKED = 4
-"""Requests that are scored both ways before a model is trusted with a tree mask."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
@@ -45,8 +42,8 @@ class Settings:
     """The most tokens of a request; None: what the model takes."""
     row_tokens: int = 256
     """Tokens in a packed row."""
-    batch_tokens: int = 2048
-    """Tokens in a forward pass, padding included."""
+    batch_tokens: int | None = None
+    """Tokens in a forward pass, padding included; None: 1024 on a CPU, whose caches like it small, else 16384."""
     max_new_tokens: int = 48
     """Length of a reply."""
 
@@ -70,7 +67,7 @@ class Scorer:
         settings = settings or Settings()
         self.suite = suite
         self.tokenizer = tokenizer
-        self.notes: tuple[str, ...] = ()
+        self._notes: tuple[str, ...] = ()
         for adapter in (getattr(model, "peft_config", None) or {}).values():
             if adapter.is_prompt_learning:
                 # Virtual tokens stand in front of every row, so log-likelihoods would be read at other places.
@@ -81,12 +78,21 @@ class Scorer:
             raise ModelError("the tokenizer has no chat template; leave the option out, or set one")
         chat = has_template if settings.chat is None else settings.chat
         if not has_template:
-            self.notes += ("the tokenizer has no chat template: items are asked as 'Question: … Answer:'",)
+            self._notes += ("the tokenizer has no chat template: items are asked as 'Question: … Answer:'",)
         limit = _max_length(model, tokenizer)
-        self.settings = dataclasses.replace(settings, chat=chat, max_length=min(settings.max_length or limit, limit))
+        self.settings = dataclasses.replace(
+            settings,
+            chat=chat,
+            max_length=min(settings.max_length or limit, limit),
+            batch_tokens=(batch := settings.batch_tokens or default_batch(model)),
+        )
+        self.runner = Runner(tokenizer, row_tokens=settings.row_tokens, batch_tokens=batch)
         self._asked: dict[str, Asked] = {}
-        self._plans: dict[str, Plan] = {}
-        self._tree: bool | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing of how the suite is asked: fallbacks, sizes that did not fit."""
+        return self._notes + self.runner.notes
 
     def measure(
         self,
@@ -171,14 +177,10 @@ class Scorer:
             if progress is not None:
                 progress(name, done, total)
 
-        scores: list[Score] = []
-        tokens = 0
-        if asked.requests:
-            packed = self._plan(model, name, asked)
-            scores = execute(model, packed, asked.requests, pad=pad_token(self.tokenizer), progress=advance)
-            tokens = packed.tokens
+        scores, tokens = self.runner.score(model, asked.requests, name=name, progress=advance)
         limit = self.settings.max_new_tokens
-        said = generate(model, self.tokenizer, asked.prompts, max_new_tokens=limit, progress=advance)
+        replies = self.runner.reply(model, asked.prompts, max_new_tokens=limit, progress=advance)
+        said = {prompt.item: reply.strip() for prompt, reply in zip(asked.prompts, replies, strict=True)}
         by_item: dict[str, list[Score]] = {}
         for request, score in zip(asked.requests, scores, strict=True):
             by_item.setdefault(request.item, []).append(score)
@@ -196,36 +198,6 @@ class Scorer:
                 max_new_tokens=settings.max_new_tokens,
             )
         return self._asked[name]
-
-    def _plan(self, model: Any, name: str, asked: Asked) -> Plan:
-        if self._tree is None:
-            self._tree = self._takes_tree(model, asked)
-        if name not in self._plans:
-            self._plans[name] = self._packed(asked, tree=self._tree)
-        return self._plans[name]
-
-    def _packed(self, asked: Asked, *, tree: bool) -> Plan:
-        sizes = {"row_tokens": self.settings.row_tokens, "batch_tokens": self.settings.batch_tokens}
-        return plan(asked.requests, **sizes, tree=tree)
-
-    def _takes_tree(self, model: Any, asked: Asked) -> bool:
-        """Whether the model gives the same numbers through packed trees; decided once, on a few requests."""
-        reason = takes_tree(model)
-        if reason is None:
-            few = asked.requests[:CHECKED]
-            sample = dataclasses.replace(asked, requests=few)
-            pad = pad_token(self.tokenizer)
-            packed = execute(model, self._packed(sample, tree=True), few, pad=pad)
-            flat = execute(model, self._packed(sample, tree=False), few, pad=pad)
-            # Half a nat an item is the noise of bf16 between two batch sizes; a wrong mask is off by far more.
-            bound = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.5
-            worst = max(abs(a.logprob - b.logprob) for a, b in zip(packed, flat, strict=True))
-            # NaN on both ways says nothing of the mask: the items themselves will be reported as not finite.
-            if worst > bound:
-                reason = f"differs by {worst:.2g} nats between packed and plain rows"
-        if reason is not None:
-            self.notes += (f"scored in plain rows, not in packed trees: the model {reason}",)
-        return reason is None
 
     def _conditions(self, model: Any) -> dict[str, Any]:
         parameter = next(p for p in model.parameters() if p.dtype.is_floating_point)

@@ -1,25 +1,28 @@
 """A plan on a model: log-likelihoods.
 
 One forward pass a batch of rows. Where rows have branches, a 4-D mask lets each token see its ancestors alone and
-position ids count depth in the tree. Only the rows that are read go through the vocabulary projection, gathered
-into one 2-D tensor, so no tensor of shape [batch, length, vocabulary] ever exists.
+position ids count depth in the tree; a batch's prefix is computed once, and its keys and values stand before every
+row's. Only the rows that are read go through the vocabulary projection, gathered into one 2-D tensor, so no tensor
+of shape [batch, length, vocabulary] ever exists.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
-from backslide.scoring.plan import Plan, Row
-from backslide.scoring.requests import Request
+from backslide.scoring.forward import accepts, dtype_of, project_only
+from backslide.scoring.memory import Memory
+from backslide.scoring.plan import Batch, Plan, halves
+from backslide.scoring.prefix import Shared, read_prefix
+from backslide.scoring.requests import Request, Tokens
 
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 256
 """Rows through the softmax at once: bounds the extra memory at this many times the vocabulary, in fp32."""
 
 
@@ -33,65 +36,90 @@ class Score:
     """Whether every token of the continuation was the model's first."""
 
 
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def execute(
     model: Any,
     plan: Plan,
     requests: Sequence[Request],
     *,
     pad: int,
+    memory: Memory | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Score]:
     """Score `requests`, which `plan` was made from, on a causal language model in eval mode.
+
+    Where memory runs out, the batch is halved and done again; `memory` remembers the size that worked.
 
     Args:
         model: a Hugging Face causal language model, wrapped by PEFT or not.
         plan: where each request's tokens are.
         requests: what was planned.
         pad: id of a token to fill rows with; it is never seen by another token.
+        memory: what is known of the size that fits; kept by the caller from one call to the next.
         progress: called with the number of requests done after each batch.
 
     Returns:
         A score for each request, in their order.
     """
+    memory = memory or Memory()
     scores: list[Score | None] = [None] * len(requests)
-    for batch in plan.batches:
-        for index, score in _batch(model, batch, requests, pad, plan.tree):
-            scores[index] = score
-        if progress is not None:
-            progress(sum(len(row.reads) for row in batch))
+    shared: Shared | None = None
+    of: Tokens = ()
+    for planned in plan.batches:
+        if planned.prefix != of:
+            shared, of = None, planned.prefix  # the one before is let go before the next is made
+            shared = read_prefix(model, of) if of else None
+        waiting = [planned]
+        while waiting:
+            batch = waiting.pop()
+            size = len(batch.rows) * batch.length
+            if not memory.fits(size) and (parts := halves(batch, requests)):
+                waiting += reversed(parts)
+                continue
+            with memory.watched(size, last=not batch.divisible) as attempt:
+                done = list(_batch(model, batch, requests, pad, plan.tree, shared))
+            if attempt.failed:
+                waiting.append(batch)
+                continue
+            for index, score in done:
+                scores[index] = score
+            if progress is not None:
+                progress(len(done))
     return [score for score in scores if score is not None]
 
 
 def _batch(
-    model: Any, batch: Sequence[Row], requests: Sequence[Request], pad: int, tree: bool
+    model: Any, batch: Batch, requests: Sequence[Request], pad: int, tree: bool, shared: Shared | None
 ) -> Iterator[tuple[int, Score]]:
     device = next(model.parameters()).device
-    length = max(len(row.tokens) for row in batch)
-    tokens = np.full((len(batch), length), pad, dtype=np.int64)  # (B, L)
-    depths = np.zeros((len(batch), length), dtype=np.int64)
-    for b, row in enumerate(batch):
+    rows, length = batch.rows, batch.length
+    tokens = np.full((len(rows), length), pad, dtype=np.int64)  # (B, L)
+    depths = np.zeros((len(rows), length), dtype=np.int64)
+    for b, row in enumerate(rows):
         tokens[b, : len(row.tokens)] = row.tokens
         depths[b, : len(row.tokens)] = row.depths
 
     # The distinct places that are read, each once however many choices share it: (R,) into the flat (B·L).
     places: dict[int, int] = {}
     asked: list[tuple[int, list[int]]] = []
-    for b, row in enumerate(batch):
+    for b, row in enumerate(rows):
         for read in row.reads:
             asked.append((read.request, [places.setdefault(b * length + n, len(places)) for n in read.nodes]))
     where = torch.tensor(list(places), device=device)
 
     inputs: dict[str, Any] = {"input_ids": torch.from_numpy(tokens).to(device)}
     if tree:
-        inputs["attention_mask"] = _ancestors(batch, length, _dtype(model), device)
+        inputs["attention_mask"] = _ancestors(batch, dtype_of(model), device)
         inputs["position_ids"] = torch.from_numpy(depths).to(device)
     else:
-        lengths = torch.tensor([len(row.tokens) for row in batch])
+        lengths = torch.tensor([len(row.tokens) for row in rows])
         inputs["attention_mask"] = (torch.arange(length) < lengths[:, None]).long().to(device)
-    accepted = _accepts(model)
-    if "use_cache" in accepted:
+    if shared is not None:
+        inputs["past_key_values"] = shared.before(len(rows))
+        inputs["use_cache"] = True
+    elif "use_cache" in accepts(model):
         inputs["use_cache"] = False
-    with _project_only(model, where):
+    with project_only(model, where):
         logits = model(**inputs).logits.reshape(where.numel(), -1)  # (R, V)
 
     flat_rows = [place for _, nodes in asked for place in nodes]
@@ -105,23 +133,34 @@ def _batch(
 
 
 def _read(logits: Any, rows: Sequence[int], targets: Sequence[int]) -> tuple[Any, Any]:
-    """Log-probability of `targets[i]` in row `rows[i]`, in fp32, and whether it is the argmax of that row."""
-    normaliser, first = [], []
+    """Log-probability of `targets[i]` in row `rows[i]`, in fp32, and whether it is the argmax of that row.
+
+    `log_softmax` of whole rows, as lm-eval takes it, although `logsumexp` needs less: on a CPU the two differ by some
+    1e-5 a token, always in the same direction, which would add up over a long continuation.
+    """
+    order = np.argsort(rows, kind="stable")
+    logprobs, first = np.empty(len(rows)), np.empty(len(rows), dtype=bool)
+    ordered = np.asarray(rows)[order]
     for start in range(0, logits.shape[0], ROWS_AT_ONCE):
-        chunk = logits[start : start + ROWS_AT_ONCE].float()
-        normaliser.append(torch.logsumexp(chunk, dim=-1))
-        first.append(chunk.argmax(dim=-1))
-    row = torch.tensor(rows, device=logits.device)
-    token = torch.tensor(targets, device=logits.device)
-    logprobs = logits[row, token].float() - torch.cat(normaliser)[row]
-    return logprobs.double().cpu().numpy(), (torch.cat(first)[row] == token).cpu().numpy()
+        chunk = functional.log_softmax(logits[start : start + ROWS_AT_ONCE], dim=-1, dtype=torch.float32)
+        mine = order[np.searchsorted(ordered, start) : np.searchsorted(ordered, start + ROWS_AT_ONCE)]
+        row = torch.tensor([rows[i] - start for i in mine], dtype=torch.long, device=logits.device)
+        token = torch.tensor([targets[i] for i in mine], dtype=torch.long, device=logits.device)
+        logprobs[mine] = chunk[row, token].double().cpu().numpy()
+        first[mine] = (chunk.argmax(dim=-1)[row] == token).cpu().numpy()
+    return logprobs, first
 
 
-def _ancestors(batch: Sequence[Row], length: int, dtype: Any, device: Any) -> Any:
-    """(B, 1, L, L): 0 where the column is the row's token or an ancestor of it, the lowest number elsewhere."""
-    seen = np.zeros((len(batch), length, length), dtype=bool)
-    for b, row in enumerate(batch):
-        mask = seen[b]
+def _ancestors(batch: Batch, dtype: Any, device: Any) -> Any:
+    """(B, 1, L, P + L): 0 where the column is the row's token or an ancestor of it, the lowest number elsewhere.
+
+    The first P columns are the batch's prefix, an ancestor of every token.
+    """
+    length, prefix = batch.length, len(batch.prefix)
+    seen = np.zeros((len(batch.rows), length, prefix + length), dtype=bool)
+    seen[:, :, :prefix] = True
+    for b, row in enumerate(batch.rows):
+        mask = seen[b, :, prefix:]
         for place, parent in enumerate(row.parents):
             if parent >= 0:
                 # The parent stands before its child, so its own row is complete.
@@ -132,51 +171,3 @@ def _ancestors(batch: Sequence[Row], length: int, dtype: Any, device: Any) -> An
         mask[fill, fill] = True
     see = torch.from_numpy(seen)[:, None].to(device)
     return torch.zeros(see.shape, dtype=dtype, device=device).masked_fill_(~see, torch.finfo(dtype).min)
-
-
-@contextmanager
-def _project_only(model: Any, where: Any) -> Iterator[None]:
-    """Let only the hidden states at `where` (flat places in batch and length) into the vocabulary projection.
-
-    A hook on the output layer rather than `logits_to_keep`: it takes other places in each row, works for every
-    version and wrapper because the model's own forward runs, and hands the layer a contiguous 2-D tensor. With
-    frozen weights a sliced 3-D one makes torch copy the vocabulary matrix for every row of the batch.
-    """
-
-    def gather(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = args[0]  # (B, L, H)
-        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, where), *args[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(gather)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _dtype(model: Any) -> Any:
-    if torch.is_autocast_enabled(next(model.parameters()).device.type):
-        return torch.get_autocast_dtype(next(model.parameters()).device.type)
-    return next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)
-
-
-def _accepts(model: Any) -> set[str]:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return set(inspect.signature(inner.forward).parameters)
-
-
-def takes_tree(model: Any) -> str | None:
-    """Why the model cannot take a mask of our own, or None where, as far as it says itself, it can."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        return f"has layers other than full attention ({', '.join(sorted(kinds - {'full_attention'}))})"
-    # Some name a window and switch it off (Qwen2's use_sliding_window).
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return "has a sliding window"
-    attention = getattr(config, "_attn_implementation", None) or "eager"
-    if attention not in ("eager", "sdpa"):
-        return f"uses the attention implementation {attention}, which takes no mask"
-    if not {"position_ids", "attention_mask"} <= _accepts(model):
-        return "takes no position ids or no mask"
-    return None

@@ -1,4 +1,4 @@
-"""Greedy replies, in left-padded batches of prompts of similar length."""
+"""Greedy replies: prompts by length, a common beginning read once, a row given up as soon as its reply has ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,35 @@ from typing import Any
 
 import torch
 
-from backslide.scoring.requests import Prompt
+from backslide.scoring.forward import accepts, project_only
+from backslide.scoring.memory import Memory
+from backslide.scoring.plan import SHARED
+from backslide.scoring.prefix import Shared, read_prefix
+from backslide.scoring.requests import Prompt, Tokens
+
+BATCH = 64
+"""Prompts that are replied to at once."""
+
+# What makes greedy decoding differ from taking the likeliest token each time, and the values that do not.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (None, 1.0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "bad_words_ids": (None,),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "sequence_bias": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "guidance_scale": (None, 1.0),
+    "num_beams": (None, 1),
+    "penalty_alpha": (None, 0),
+    "watermarking_config": (None,),
+}
 
 
 def generate(
@@ -16,39 +44,184 @@ def generate(
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
-    batch: int = 32,
+    plain: bool = True,
+    batch: int = BATCH,
+    memory: Memory | None = None,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, str]:
-    """The model's greedy reply to each prompt, by item id, special tokens left out.
+) -> list[str]:
+    """The model's greedy reply to each prompt, in their order, special tokens left out.
 
-    A reply ends at the end-of-sequence token, at the chat template's end of turn, or after `max_new_tokens`.
+    A reply ends at an end-of-sequence token of the model (the chat template's end of turn, for a chat model), before
+    a stop string of its prompt, or after `max_new_tokens`.
+
+    Args:
+        model: a Hugging Face causal language model in eval mode.
+        tokenizer: its tokenizer.
+        prompts: what to reply to.
+        max_new_tokens: length of a reply at most, in tokens.
+        plain: the model has full attention throughout. False leaves generation to `model.generate`, as do settings
+            of the model's generation beyond taking the likeliest token, such as a repetition penalty.
+        batch: prompts at once.
+        memory: what is known of the size that fits.
+        progress: called with the number of replies done after each batch.
     """
-    order = sorted(prompts, key=lambda prompt: (len(prompt.tokens), prompt.item))
-    device = next(model.parameters()).device
-    pad = pad_token(tokenizer)
-    replies: dict[str, str] = {}
-    for start in range(0, len(order), batch):
-        group = order[start : start + batch]
-        longest = max(len(prompt.tokens) for prompt in group)
-        tokens = [[pad] * (longest - len(p.tokens)) + list(p.tokens) for p in group]
-        seen = [[0] * (longest - len(p.tokens)) + [1] * len(p.tokens) for p in group]
-        output = model.generate(
-            input_ids=torch.tensor(tokens, device=device),
-            attention_mask=torch.tensor(seen, device=device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            # A model's own sampling defaults do not apply to greedy replies; unset, they only warn.
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=pad,
-            use_cache=True,
-        )
-        for prompt, reply in zip(group, output[:, longest:].tolist(), strict=True):
-            replies[prompt.item] = tokenizer.decode(reply, skip_special_tokens=True).strip()
+    memory = memory or Memory()
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].tokens), prompts[i].item))
+    replies = [""] * len(prompts)
+    own = plain and _is_plain(model)
+    shared: Shared | None = None
+    waiting = [order[start : start + batch] for start in reversed(range(0, len(order), batch))]
+    while waiting:
+        group = waiting.pop()
+        longest = max(len(prompts[i].tokens) for i in group)
+        size = len(group) * (longest + max_new_tokens)
+        if len(group) > 1 and not memory.fits(size):
+            waiting += [group[len(group) // 2 :], group[: len(group) // 2]]
+            continue
+        some = [prompts[i] for i in group]
+        with memory.watched(size, last=len(group) == 1) as attempt:
+            if own:
+                shared = _shared(model, some, shared)
+                rows = _greedy(model, tokenizer, some, max_new_tokens, shared)
+            else:
+                rows = _library(model, tokenizer, some, max_new_tokens)
+        if attempt.failed:
+            shared = None
+            waiting.append(group)
+            continue
+        for index, row in zip(group, rows, strict=True):
+            replies[index] = _until(_text(tokenizer, row), prompts[index].stop)
         if progress is not None:
             progress(len(group))
     return replies
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _greedy(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int, shared: Shared | None
+) -> list[list[int]]:
+    """Tokens of each reply. A row that has ended leaves the batch, which `model.generate` computes to the end."""
+    from transformers.cache_utils import DynamicCache
+
+    device = next(model.parameters()).device
+    skip = len(shared.tokens) if shared else 0
+    rest = [prompt.tokens[skip:] for prompt in prompts]
+    longest = max(map(len, rest))
+    pad = pad_token(tokenizer)
+    tokens = torch.tensor([[pad] * (longest - len(r)) + list(r) for r in rest], device=device)  # (B, L)
+    seen = torch.tensor([[1] * skip + [0] * (longest - len(r)) + [1] * len(r) for r in rest], device=device)
+    places = (seen.cumsum(-1) - 1).clamp(min=0)[:, skip:]
+    cache = shared.grown(len(rest)) if shared else DynamicCache()
+    ends = _ends(model, tokenizer)
+    stops = [_Stops(tokenizer, prompt.stop) for prompt in prompts]
+    replies: list[list[int]] = [[] for _ in prompts]
+    alive = list(range(len(prompts)))
+    extra = {"use_cache": True} if "use_cache" in accepts(model) else {}
+    for step in range(max_new_tokens):
+        last = torch.arange(1, len(alive) + 1, device=device) * tokens.shape[1] - 1
+        with project_only(model, last):
+            logits = model(
+                input_ids=tokens, attention_mask=seen, position_ids=places, past_key_values=cache, **extra
+            ).logits
+        chosen = logits.reshape(len(alive), -1).argmax(-1)  # (B,)
+        keep = []
+        for row, (index, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
+            if token in ends:
+                continue
+            replies[index].append(token)
+            if not stops[index].reached(replies[index]):
+                keep.append(row)
+        if not keep or step + 1 == max_new_tokens:
+            break
+        tokens, places = chosen[:, None], places[:, -1:] + 1
+        seen = torch.cat([seen, seen.new_ones(len(alive), 1)], dim=1)
+        if len(keep) < len(alive):
+            rows = torch.tensor(keep, device=device)
+            cache.batch_select_indices(rows)
+            tokens, places, seen = tokens[rows], places[rows], seen[rows]
+            alive = [alive[row] for row in keep]
+    return replies
+
+
+def _library(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
+    device = next(model.parameters()).device
+    pad = pad_token(tokenizer)
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    tokens = [[pad] * (longest - len(p.tokens)) + list(p.tokens) for p in prompts]
+    seen = [[0] * (longest - len(p.tokens)) + [1] * len(p.tokens) for p in prompts]
+    output = model.generate(
+        input_ids=torch.tensor(tokens, device=device),
+        attention_mask=torch.tensor(seen, device=device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        # A model's own sampling defaults do not apply to greedy replies; unset, they only warn.
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    rows: list[list[int]] = output[:, longest:].tolist()
+    return rows
+
+
+class _Stops:
+    """Whether a reply has come to one of its stop strings."""
+
+    def __init__(self, tokenizer: Any, strings: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.strings = strings
+        # A string's bytes bound its tokens however the model cuts it, but for a token that reaches out on each side.
+        self.tail = max((len(string.encode()) for string in strings), default=0) + 2
+
+    def reached(self, reply: Sequence[int]) -> bool:
+        if not self.strings:
+            return False
+        text = _text(self.tokenizer, reply[-self.tail :])
+        return any(string in text for string in self.strings)
+
+
+def _until(text: str, strings: Sequence[str]) -> str:
+    for string in strings:
+        text = text.split(string, 1)[0]
+    return text
+
+
+def _text(tokenizer: Any, tokens: Sequence[int]) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _shared(model: Any, prompts: Sequence[Prompt], before: Shared | None) -> Shared | None:
+    """What all prompts of a batch begin with, where it is long enough; computed once for batches that agree."""
+    first, last = (f(prompt.tokens for prompt in prompts) for f in (min, max))
+    common = 0
+    # One token stays for the pass that gives the first token of the reply.
+    for a, b in zip(first[:-1], last, strict=False):
+        if a != b:
+            break
+        common += 1
+    common = min(common, min(len(prompt.tokens) for prompt in prompts) - 1)
+    if before is not None and SHARED <= len(before.tokens) <= common and first[: len(before.tokens)] == before.tokens:
+        return before
+    if common < SHARED or len(prompts) == 1:
+        return None
+    tokens: Tokens = first[:common]
+    with torch.no_grad():
+        return read_prefix(model, tokens)
+
+
+def _is_plain(model: Any) -> bool:
+    config = getattr(model, "generation_config", None)
+    return "past_key_values" in accepts(model) and all(
+        getattr(config, name, None) in values for name, values in _PLAIN.items()
+    )
+
+
+def _ends(model: Any, tokenizer: Any) -> set[int]:
+    end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if end is None:
+        end = tokenizer.eos_token_id
+    return set() if end is None else {int(token) for token in (end if isinstance(end, (list, tuple)) else [end])}
 
 
 def pad_token(tokenizer: Any) -> int:

@@ -38,6 +38,8 @@ class Prompt:
 
     item: str
     tokens: Tokens
+    stop: tuple[str, ...] = ()
+    """Strings before which the reply ends."""
 
 
 @dataclass(frozen=True)
@@ -74,51 +76,74 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
     choosing = [item for item in items if isinstance(item, ChoiceItem)]
     pairs = [(contexts[item.id], delimiter + choice) for item in choosing for choice in item.choices]
     owners = [(item.id, index) for item in choosing for index in range(len(item.choices))]
-    for (owner, index), (context, continuation) in zip(owners, encode_pairs(tokenizer, pairs), strict=True):
-        if not continuation:
-            raise SuiteError(f"item {owner}: choice {index} becomes no token with this tokenizer")
-        fed = (context + continuation)[-(max_length + 1) :][:-1]
-        if len(continuation) > len(fed):
-            raise SuiteError(f"item {owner}: choice {index} is longer than the model's {max_length} tokens")
-        requests.append(Request(owner, index, fed, continuation))
+    requests += continuations(tokenizer, owners, pairs, max_length)
 
     replying = [item for item in asked if not isinstance(item, ChoiceItem)]
-    encoded = _encode(tokenizer, [contexts[item.id] for item in replying])
+    encoded = encode(tokenizer, [contexts[item.id] for item in replying])
     room = max(1, max_length - max_new_tokens)
-    prompts.extend(Prompt(item.id, tokens[-room:]) for item, tokens in zip(replying, encoded, strict=True))
-
-    for item in items:
-        if isinstance(item, TextItem):
-            requests.extend(_windows(item, tokenizer, max_length))
+    prompts.extend(
+        Prompt(item.id, tokens[-room:], item.stop if isinstance(item, AnswerItem) else ())
+        for item, tokens in zip(replying, encoded, strict=True)
+    )
+    texts = [item for item in items if isinstance(item, TextItem)]
+    requests += windows(tokenizer, [item.id for item in texts], [item.text for item in texts], max_length)
 
     digests = {item.id: hashlib.sha256() for item in items}
     for request in requests:
         digests[request.item].update(_bytes(request.fed) + b"|" + _bytes(request.targets) + b";")
     for prompt in prompts:
-        digests[prompt.item].update(_bytes(prompt.tokens))
+        digests[prompt.item].update(_bytes(prompt.tokens) + "".join(f"|{stop}" for stop in prompt.stop).encode())
     return Asked(tuple(requests), tuple(prompts), {id: h.hexdigest()[:16] for id, h in digests.items()})
 
 
+def continuations(
+    tokenizer: Any, owners: Sequence[tuple[str, int]], pairs: Sequence[tuple[str, str]], max_length: int
+) -> list[Request]:
+    """A request for each pair of context and continuation.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        owners: for each pair the item that asks, and which of its choices it is.
+        pairs: context and continuation, as text.
+        max_length: the most tokens that the model takes; longer requests lose tokens on the left, as in lm-eval.
+
+    Raises:
+        SuiteError: a continuation is no token, or more than the model takes.
+    """
+    requests = []
+    for (owner, index), (context, continuation) in zip(owners, encode_pairs(tokenizer, pairs), strict=True):
+        if not continuation:
+            raise SuiteError(f"item {owner}: choice {index} becomes no token with this tokenizer")
+        if len(continuation) > max_length:
+            raise SuiteError(f"item {owner}: choice {index} is longer than the model's {max_length} tokens")
+        requests.append(Request(owner, index, (context + continuation)[-(max_length + 1) :][:-1], continuation))
+    return requests
+
+
 def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
-    """Context and continuation in token ids, split as `lm_eval.api.model.TemplateLM._encode_pair` splits them.
+    """Context and continuation in token ids, split as `lm_eval.api.model.TemplateLM.loglikelihood` splits them.
 
     White space at the end of the context moves to the continuation; both are encoded together, and the
     continuation is what follows after as many tokens as the context alone has. An empty context becomes the
-    prefix token (BOS, else EOS).
+    prefix token (BOS, else EOS), or the continuation's first token where that is the prefix token already.
     """
     moved = []
     for context, continuation in pairs:
         stripped = context.rstrip()
         moved.append((stripped, context[len(stripped) :] + continuation))
-    contexts = _encode(tokenizer, [context for context, _ in moved])
-    wholes = _encode(tokenizer, [context + continuation for context, continuation in moved])
+    befores = encode(tokenizer, [before for before, _ in moved])
+    wholes = encode(tokenizer, [before + after for before, after in moved])
+    alone = [continuation for context, continuation in pairs if not context]
+    without = dict(zip(alone, encode(tokenizer, alone, special=False), strict=True))
     split: list[tuple[Tokens, Tokens]] = []
-    for (text, _), before, whole in zip(moved, contexts, wholes, strict=True):
-        if text == "":
-            prefix = prefix_token(tokenizer)
-            split.append(((prefix,), whole[1:] if whole[:1] == (prefix,) else whole))
+    for (context, continuation), before, whole in zip(pairs, befores, wholes, strict=True):
+        # A context of white space alone is no token either (lm-eval stops there).
+        after = whole[len(before) :] if context else without[continuation]
+        if context and before:
+            split.append((before, after))
         else:
-            split.append((before, whole[len(before) :]))
+            prefix = prefix_token(tokenizer)
+            split.append((after[:1], after[1:]) if after[:1] == (prefix,) else ((prefix,), after))
     return split
 
 
@@ -137,35 +162,44 @@ def _render(prompt: str, tokenizer: Any, chat: bool) -> str:
     return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
-def _encode(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
-    """Token ids of each text, with the tokenizer's own special tokens unless the text starts with BOS already."""
-    bos = tokenizer.bos_token
-    encoded: list[Tokens] = [()] * len(texts)
-    for special in (True, False):
-        group = [i for i, text in enumerate(texts) if (not (bos and text.startswith(bos))) is special]
+def encode(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[Tokens]:
+    """Token ids of each text; a text that occurs several times is encoded once.
+
+    With `special`, the tokenizer's own special tokens are added, unless the text starts with the prefix token.
+    """
+    known: dict[str, Tokens] = {}
+    prefix = tokenizer.decode(prefix_token(tokenizer)) if special else ""
+    with_special = {text: special and not text.startswith(prefix) for text in texts}
+    for kind in (True, False):
+        group = [text for text, own in with_special.items() if own is kind]
         if group:
             # A long text is cut into windows or on the left later: no need for the tokenizer's warning.
-            rows = tokenizer([texts[i] for i in group], add_special_tokens=special, verbose=False)["input_ids"]
-            for i, row in zip(group, rows, strict=True):
-                encoded[i] = tuple(row)
-    return encoded
+            rows = tokenizer(
+                group,
+                add_special_tokens=kind,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )["input_ids"]
+            known.update(zip(group, map(tuple, rows), strict=True))
+    return [known[text] for text in texts]
 
 
-def _windows(item: TextItem, tokenizer: Any, max_length: int) -> list[Request]:
-    """Every token of the text predicted once, from windows that do not overlap but for one token of context.
+def windows(tokenizer: Any, owners: Sequence[str], texts: Sequence[str], max_length: int) -> list[Request]:
+    """Every token of each text predicted once, from windows that do not overlap but for one token of context.
 
     `lm_eval.utils.get_rolling_token_windows(context_len=1)`: the first window starts after the prefix token; a
     last, shorter window is filled up with context on its left.
     """
-    tokens = _encode(tokenizer, [item.text])[0]
-    stream = (prefix_token(tokenizer), *tokens)
-    windows = []
-    for index, start in enumerate(range(0, len(tokens), max_length)):
-        end = min(start + max_length, len(tokens))
-        # Predict tokens[start:end], which stand one further to the right in the stream.
-        left = 0 if start == 0 else end - max_length
-        windows.append(Request(item.id, index, stream[max(left, 0) : end], tokens[start:end]))
-    return windows
+    requests = []
+    for owner, tokens in zip(owners, encode(tokenizer, texts), strict=True):
+        stream = (prefix_token(tokenizer), *tokens)
+        for index, start in enumerate(range(0, len(tokens), max_length)):
+            end = min(start + max_length, len(tokens))
+            # Predict tokens[start:end], which stand one further to the right in the stream.
+            left = 0 if start == 0 else end - max_length
+            requests.append(Request(owner, index, stream[left:end], tokens[start:end]))
+    return requests
 
 
 def _bytes(tokens: Sequence[int]) -> bytes:

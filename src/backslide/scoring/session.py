@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from backslide.scoring.adapters import fast_lora
+
 
 @contextlib.contextmanager
 def session(model: Any, tokenizer: Any, *, adapters: bool = True) -> Iterator[None]:
@@ -36,6 +38,8 @@ def session(model: Any, tokenizer: Any, *, adapters: bool = True) -> Iterator[No
             stack.enter_context(model.disable_adapter())
         stack.enter_context(torch.no_grad())
         model.eval()
+        if adapters:
+            stack.enter_context(fast_lora(model))
         yield
 
 

@@ -54,14 +54,14 @@ class Item:
             raise SuiteError(f"{field} is empty")
         _encodable(field, value)
 
-    def _texts(self, field: str, at_least: int) -> None:
+    def _texts(self, field: str, at_least: int, *, blank: bool = False) -> None:
         value = getattr(self, field)
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
             raise SuiteError(f"{field} is {value!r}, a list of texts is needed")
         if len(value) < at_least:
             raise SuiteError(f"{field} has {len(value)} entries, at least {at_least} needed")
         for entry in value:
-            if not entry.strip():
+            if not (entry if blank else entry.strip()):
                 raise SuiteError(f"{field} has an empty entry")
             _encodable(field, entry)
         if len(set(value)) < len(value):
@@ -111,11 +111,14 @@ class AnswerItem(Item):
     answers: tuple[str, ...]
     match: Match = "exact"
     """How a reply is compared: see `backslide.suite.matching`."""
+    stop: tuple[str, ...] = ()
+    """Strings before which the reply ends, such as a line break."""
 
     def __post_init__(self) -> None:
         Item.__post_init__(self)
         self._text("prompt")
         self._texts("answers", at_least=1)
+        self._texts("stop", at_least=0, blank=True)
         if self.match not in get_args(Match):
             raise SuiteError(f"match is {self.match!r}, one of {', '.join(get_args(Match))} is needed")
         if self.match == "regex":

@@ -1,0 +1,114 @@
+"""Which layouts a model can take: seen on its configuration, then on its numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING
+
+from backslide.scoring.execute import Score, execute
+from backslide.scoring.forward import accepts
+from backslide.scoring.memory import out_of_memory
+from backslide.scoring.plan import Plan, plan
+from backslide.scoring.requests import Request
+
+CHECKED = 2
+"""Items that are scored in every layout before a model is trusted with it."""
+CONTEXT = 32
+"""Tokens of their contexts that are enough for that."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How requests may be laid out for a model."""
+
+    tree: bool
+    """In packed trees, under a mask of our own; else in plain rows."""
+    prefix: bool
+    """Behind a common prefix, whose keys and values are computed once."""
+    notes: tuple[str, ...] = ()
+    """For the record: what is not possible, and why."""
+
+
+def layout_for(model: Any, requests: Sequence[Request], *, pad: int) -> Layout:
+    """Find the fastest layout in which the model gives the numbers that it gives in plain rows.
+
+    A model that says itself that it has sliding windows or the like gets plain rows; any other is tried on the
+    shortest items of `requests` (on the longest too where its code is not part of transformers).
+    """
+    if reason := _unable(model):
+        return Layout(False, False, (f"scored in plain rows, not in packed trees: the model {reason}",))
+    few = _sample(model, requests)
+    big = 1 << 30
+    # What fails in plain rows is no question of layout, and is raised.
+    flat = execute(model, plan(few, row_tokens=big, batch_tokens=big, tree=False), few, pad=pad)
+    if reason := _difference(model, plan(few, row_tokens=big, batch_tokens=big, saved=None), few, flat, pad):
+        return Layout(False, False, (f"scored in plain rows, not in packed trees: the model {reason}",))
+    # One item alone behind a prefix of its own; an item that begins with what is scored can have none.
+    one = next((r.item for r in sorted(few, key=lambda r: len(r.fed)) if len(r.fed) > len(r.targets)), None)
+    alone = [(request, score) for request, score in zip(few, flat, strict=True) if request.item == one]
+    apart = [request for request, _ in alone]
+    packed = plan(apart, row_tokens=1, batch_tokens=big, shared=1, saved=0)
+    if reason := _difference(model, packed, apart, [score for _, score in alone], pad):
+        return Layout(True, False, (f"common prefixes are computed in every row: the model {reason}",))
+    return Layout(True, True)
+
+
+def _sample(model: Any, requests: Sequence[Request]) -> list[Request]:
+    longest: dict[str, int] = {}
+    for request in requests:
+        longest[request.item] = max(longest.get(request.item, 0), len(request.fed))
+    items = sorted(longest, key=lambda item: (longest[item], item))
+    chosen = set(items[:CHECKED])
+    sample = [_shortened(request) for request in requests if request.item in chosen]
+    if getattr(model.config, "model_type", None) not in CONFIG_MAPPING:
+        # Remote code may have a window that only a long request is longer than.
+        sample += [request for request in requests if request.item == items[-1] and items[-1] not in chosen]
+    return sample
+
+
+def _shortened(request: Request) -> Request:
+    """The request with the end of its context alone, which its item's other requests keep in common with it."""
+    context = len(request.fed) - len(request.targets) + 1
+    return replace(request, fed=request.fed[max(0, context - CONTEXT) :])
+
+
+def _difference(model: Any, packed: Plan, requests: Sequence[Request], flat: Sequence[Score], pad: int) -> str | None:
+    """Why a layout cannot be used, or None where it gives the same numbers."""
+    try:
+        scores = execute(model, packed, requests, pad=pad)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        return f"cannot take it ({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''})"
+    exact = next(p.dtype for p in model.parameters() if p.dtype.is_floating_point) == torch.float32
+    for request, one, other in zip(requests, scores, flat, strict=True):
+        # In half precision the order of sums shows: some hundredths of a nat a token. A wrong mask is off by far more.
+        bound = 1e-3 if exact else 0.25 + 0.05 * len(request.targets)
+        # NaN on both ways says nothing of the mask: the items themselves will be reported as not finite.
+        if math.isnan(one.logprob) and math.isnan(other.logprob):
+            continue
+        if not abs(one.logprob - other.logprob) <= bound:
+            return f"differs by {abs(one.logprob - other.logprob):.2g} nats between this layout and plain rows"
+    return None
+
+
+def _unable(model: Any) -> str | None:
+    """Why the model cannot take a mask of our own, or None where, as far as it says itself, it can."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        return f"has layers other than full attention ({', '.join(sorted(kinds - {'full_attention'}))})"
+    # Some name a window and switch it off (Qwen2's use_sliding_window).
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return "has a sliding window"
+    attention = getattr(config, "_attn_implementation", None) or "eager"
+    if attention not in ("eager", "sdpa"):
+        return f"uses the attention implementation {attention}, which takes no mask"
+    if not {"position_ids", "attention_mask"} <= accepts(model):
+        return "takes no position ids or no mask"
+    return None
