@@ -137,7 +137,8 @@ def plan(
 
     Args:
         requests: what is asked.
-        row_tokens: the most tokens of a row, where it holds more than one request.
+        row_tokens: the most tokens of a row that holds more than one item; what all of it begins with is not
+            counted, since it is computed once however many items follow.
         batch_tokens: the most tokens of a batch, where it holds more than one row.
         tree: False makes every row one plain sequence, which serves the requests that are its beginning: the layout
             for models that cannot take a mask.
@@ -367,7 +368,7 @@ def _batched(rows: Iterable[Row], batch_tokens: int) -> Iterable[list[Row]]:
 
 
 def _flat_batches(requests: Sequence[Request], units: list[_Unit], batch_tokens: int) -> Iterable[Batch]:
-    """Plain rows, an item's in one batch: items by length, so that little padding is needed."""
+    """Plain rows: items by length, so that little padding is needed, and an item's rows side by side."""
     rows: list[Row] = []
     for unit in sorted(units, key=lambda unit: (max(len(requests[i].fed) for i in unit.requests), unit.order)):
         members: list[int] = []
