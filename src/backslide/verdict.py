@@ -24,7 +24,8 @@ import numpy as np
 
 from backslide.errors import ConfigError, RecordError
 from backslide.record import Outcome, Record, pair
-from backslide.stats.paired import Interval, hard_interval, mcnemar_exact, mean_interval
+from backslide.stats.means import mean_interval
+from backslide.stats.paired import Interval, hard_interval, mcnemar_exact
 from backslide.stats.power import items_to_decide
 
 POOLED = "all items"

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from backslide.stats.paired import hard_interval, mcnemar_exact, mcnemar_threshold, mean_interval
+from backslide.stats.means import mean_interval
+from backslide.stats.paired import hard_interval, mcnemar_exact, mcnemar_threshold
 from backslide.stats.power import items_to_decide, smallest_drop
 
 SMALL = settings(deadline=None, max_examples=60)

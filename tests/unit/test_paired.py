@@ -17,7 +17,6 @@ from backslide.stats.paired import (
     hard_interval,
     mcnemar_exact,
     mcnemar_threshold,
-    mean_interval,
 )
 
 Table = tuple[int, int]
@@ -127,8 +126,6 @@ def test_levels_outside_their_range_are_refused(alpha: float) -> None:
     for levels in ({"alpha_lower": alpha, "alpha_upper": 0.05}, {"alpha_lower": 0.05, "alpha_upper": alpha}):
         with pytest.raises(ValueError, match="alpha_"):
             hard_interval(5, 1, 0, **levels)
-        with pytest.raises(ValueError, match="alpha_"):
-            mean_interval(np.array([1.0, 2.0]), **levels)
 
 
 # -- hard_interval: coverage ----------------------------------------------------------------------------------
@@ -309,80 +306,3 @@ def test_counts_that_are_no_integers_are_refused() -> None:
         with pytest.raises(TypeError):
             interval(5, bad, 0)  # type: ignore[arg-type]
     assert interval(5, np.int64(2), 0) == interval(5, 2, 0)  # type: ignore[arg-type]
-
-
-# -- mean_interval -------------------------------------------------------------------------------------------
-
-
-def mean_of(d: object, alpha: float = 0.05) -> Interval:
-    return mean_interval(np.asarray(d), alpha_lower=alpha, alpha_upper=alpha)
-
-
-@pytest.mark.parametrize("n", [2, 3, 10, 400])
-def test_mean_interval_is_the_paired_t_interval(n: int) -> None:
-    d = np.random.default_rng(n).normal(0.3, 2, n)
-    got = mean_interval(d, alpha_lower=0.01, alpha_upper=0.1)
-    for alpha, bound, side in ((0.01, got.lower, "low"), (0.1, got.upper, "high")):
-        alternative = "greater" if side == "low" else "less"
-        expected = scipy.stats.ttest_1samp(d, 0, alternative=alternative).confidence_interval(1 - alpha)
-        assert bound == pytest.approx(getattr(expected, side), rel=1e-9)
-    assert not got.exact
-
-
-def test_mean_interval_by_hand() -> None:
-    # Mean 2, sum of squares 2, standard error sqrt(2 / 6), t(2 degrees, .95) = 2.919986.
-    got = mean_of([1.0, 2.0, 3.0])
-    assert got.lower == pytest.approx(2 - 2.919986 / math.sqrt(3), abs=1e-6)
-    assert got.upper == pytest.approx(2 + 2.919986 / math.sqrt(3), abs=1e-6)
-
-
-@pytest.mark.parametrize("level", [0.05, 0.005])
-def test_mean_interval_covers_normal_drops(level: float) -> None:
-    # Its own promise; a seed, 20000 samples of 5, and four standard errors of the simulation.
-    samples = np.random.default_rng(0).normal(size=(20_000, 5))
-    bounds = [mean_of(row, level) for row in samples[:4000]]
-    spread = 4 * math.sqrt(level * (1 - level) / 4000)
-    assert abs(np.mean([b.lower > 0 for b in bounds]) - level) < spread
-    assert abs(np.mean([b.upper < 0 for b in bounds]) - level) < spread
-
-
-@pytest.mark.parametrize(
-    ("d", "method"),
-    [
-        ([], "no data"),
-        ([0.0], "one item has no error bar"),
-        ([0.7], "one item has no error bar"),
-        ([0.25, 0.25], "no variation"),
-        ([-3.0] * 50, "no variation"),
-        ([0.0, -0.0, 0.0], "no variation"),  # nothing moved on these few; that is no bound on the rest
-        ([0.1 + 0.2, 0.3], "no variation"),  # differ by rounding only
-    ],
-)
-def test_too_little_data_is_a_state(d: list[float], method: str) -> None:
-    got = mean_of(np.array(d, dtype=float))
-    assert (got.lower, got.upper, got.method) == (-math.inf, math.inf, method)
-
-
-def test_sizes_that_overflow_or_vanish_when_squared() -> None:
-    base = mean_of([1.0, 2.0, 4.0])
-    for scale in (1e-200, 1e200):
-        got = mean_of([scale, 2 * scale, 4 * scale])
-        assert got.lower == pytest.approx(scale * base.lower, rel=1e-9)
-        assert got.upper == pytest.approx(scale * base.upper, rel=1e-9)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("where", [0, 2])
-def test_drops_that_are_not_finite_are_refused(bad: float, where: int) -> None:
-    d = [0.1, 0.2, 0.4]
-    d[where] = bad
-    with pytest.raises(ValueError, match=rf"d\[{where}\]"):
-        mean_of(d)
-    with pytest.raises(ValueError, match=r"d\[0\]"):
-        mean_of([bad])  # also where n = 1 would be a state
-
-
-def test_only_one_drop_per_item() -> None:
-    for shape in ((), (2, 2)):
-        with pytest.raises(ValueError, match="shape"):
-            mean_of(np.zeros(shape))

@@ -1,9 +1,8 @@
-"""Fixed-sample tests and intervals for the mean paired drop, baseline minus candidate on the same items.
+"""Fixed-sample test and interval for the mean paired drop of right-or-wrong items, baseline minus candidate.
 
 Hard outcomes (right or wrong) give a drop D in {-1, 0, 1} for each item: `lost` items went from right to
 wrong, `won` items from wrong to right, the other items did not flip. Their test and interval are exact at
-every n. Real-valued drops (bits per byte, probability of the gold choice) get a paired t interval, which is
-asymptotic.
+every n. Real-valued drops (bits per byte, probability of the gold choice) are in `means.py` and `bounded.py`.
 
 Every bound here is one-sided at its own level, because a verdict uses the two for different claims: the lower
 one to say "something was lost", the upper one to say "not more than the tolerance was lost".
@@ -78,7 +77,6 @@ _ORDER_PRIOR = 1.0  # flips added inside the root, so that T rises with lost and
 _GRID = 33
 _T_TOLERANCE = 1e-7
 _MARGIN = 1e-4  # share of the level kept back for what the search over p may miss (2e-5 was the most ever seen)
-_SAME = 1e-12  # relative range below which drops differ by rounding only
 _TINY = 1e-300  # keeps logarithms and divisions finite
 
 
@@ -139,7 +137,7 @@ def mcnemar_threshold(flips: IntArray, alpha: float) -> IntArray:
     Raises:
         ValueError: alpha outside (0, 0.5].
     """
-    _level("alpha", alpha)
+    check_level("alpha", alpha)
     flips = np.asarray(flips, dtype=np.int64)
     guess = np.ceil(0.5 * flips - 0.5 * scipy.special.ndtri(alpha) * np.sqrt(flips)).astype(np.int64)
     k: IntArray = np.clip(guess, 1, flips + 1)
@@ -180,8 +178,8 @@ def hard_interval(n: int, lost: int, won: int, *, alpha_lower: float, alpha_uppe
     n, lost, won = _count("n", n), _count("lost", lost), _count("won", won)
     if lost + won > n:
         raise ValueError(f"lost + won (={lost} + {won}) must be <= n (={n}): count an item once, as lost or won")
-    _level("alpha_lower", alpha_lower)
-    _level("alpha_upper", alpha_upper)
+    check_level("alpha_lower", alpha_lower)
+    check_level("alpha_upper", alpha_upper)
     if n == 0:
         return Interval(-1.0, 1.0, alpha_lower, alpha_upper, "no data", exact=True)
 
@@ -192,58 +190,6 @@ def hard_interval(n: int, lost: int, won: int, *, alpha_lower: float, alpha_uppe
         t0 = -math.sqrt(-math.expm1(2.0 / n * math.log1p(-BETA_SHARE)))
         lower = min(-_upper_bound(n, won, lost, alpha_lower, unite_mcnemar=True), t0)
     return Interval(lower, upper, alpha_lower, alpha_upper, "exact (McNemar; Berger-Boos)", exact=True)
-
-
-def mean_interval(d: FloatArray, *, alpha_lower: float, alpha_upper: float) -> Interval:
-    """Paired t bounds of the mean of real-valued drops, such as bits per byte; asymptotic.
-
-    mean -+ t_{n-1, 1-alpha} sqrt(sum (d - mean)^2 / (n (n - 1))): Student (1908); paired standard error as in
-    Miller, arXiv 2411.00640. Exact only for normal drops; approximate otherwise, and poor below a few hundred
-    items or for heavy tails (arXiv 2503.01747), more so at small levels. Items are taken as independent.
-
-    Too little data is a state in `method`, never an error bar of zero:
-
-    - "no data" (n = 0), "one item has no error bar" (n = 1), "no variation" (all drops equal to 12
-      digits, zero too: nothing is known about their spread): bounds -inf and inf.
-
-    Args:
-        d: drops, baseline minus candidate in the direction that positive is worse; shape (n,), any unit.
-        alpha_lower: level of the lower bound, in (0, 0.5].
-        alpha_upper: level of the upper bound, in (0, 0.5].
-
-    Returns:
-        Bounds in the unit of `d`; `exact` is False.
-
-    Raises:
-        ValueError: `d` is not one-dimensional or holds NaN or infinity, or a level is outside (0, 0.5].
-    """
-    d = np.asarray(d, dtype=np.float64)
-    if d.ndim != 1:
-        raise ValueError(f"d (shape {d.shape}) must have shape (n,): pass one drop per item")
-    _level("alpha_lower", alpha_lower)
-    _level("alpha_upper", alpha_upper)
-    finite = np.isfinite(d)
-    if not finite.all():
-        i = int(np.argmin(finite))
-        raise ValueError(f"d[{i}] (={d[i]}) must be finite: drop or repair items that could not be scored")
-
-    def state(lower: float, upper: float, method: str) -> Interval:
-        return Interval(lower, upper, alpha_lower, alpha_upper, method, exact=False)
-
-    n = d.size
-    if n == 0:
-        return state(-math.inf, math.inf, "no data")
-    if n == 1:
-        return state(-math.inf, math.inf, "one item has no error bar")
-    scale = float(np.abs(d).max()) or 1.0
-    d = d / scale  # so that the sum of squares neither overflows nor vanishes
-    if np.ptp(d) <= _SAME:
-        return state(-math.inf, math.inf, "no variation")
-    mean = float(np.mean(d))
-    error = math.sqrt(float(np.sum(np.square(d - mean))) / (n * (n - 1)))
-    below = float(scipy.special.stdtrit(n - 1, alpha_lower)) * error  # <= 0
-    above = -float(scipy.special.stdtrit(n - 1, alpha_upper)) * error
-    return state(scale * (mean + below), scale * (mean + above), "paired t (asymptotic)")
 
 
 @dataclass(frozen=True)
@@ -386,6 +332,7 @@ def _count(name: str, value: int) -> int:
     return value
 
 
-def _level(name: str, alpha: float) -> None:
+def check_level(name: str, alpha: float) -> None:
+    """Raise ValueError, with the argument's name, where alpha is outside (0, 0.5]."""
     if not 0.0 < alpha <= 0.5:
         raise ValueError(f"{name} (={alpha}) must be in (0, 0.5]: pass a one-sided level such as 0.05")
