@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from backslide.stats.bounded import bounded_p_value
 from backslide.stats.paired import hard_interval, mcnemar_exact, mcnemar_threshold
-from backslide.stats.power import MOST_ITEMS, items_to_decide, smallest_drop
+from backslide.stats.power import (
+    MOST_ITEMS,
+    items_needed,
+    items_to_decide,
+    smallest_betting_drop,
+    smallest_drop,
+    smallest_soft_drop,
+    soft_items_needed,
+)
+from backslide.stats.table import planned_drops, planned_flips, table
 
 
 def brute_power(n: int, drop: float, flip_rate: float, alpha: float) -> float:
@@ -183,3 +193,185 @@ def test_smallest_drop_refuses(change: dict[str, float]) -> None:
     arguments = {"n": 10, "flip_rate": 0.2, "alpha": 0.05, "power": 0.8, **change}
     with pytest.raises(ValueError, match="must be"):
         smallest_drop(arguments.pop("n"), **arguments)  # type: ignore[arg-type]
+
+
+# -- items for a drop, soft outcomes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("drop", "flip_rate"), [(0.6, 0.6), (0.5, 0.9), (0.3, 0.4), (1.0, 1.0)])
+def test_items_needed_by_brute_force(drop: float, flip_rate: float) -> None:
+    for power in (0.5, 0.8):
+        n = items_needed(drop, flip_rate=flip_rate, alpha=0.05, power=power)
+        assert brute_power(n, drop, flip_rate, 0.05) >= power
+        assert brute_power(n - 1, drop, flip_rate, 0.05) < power
+
+
+def test_items_needed_are_near_the_table_of_the_reference() -> None:
+    # Normal figures; the discrete test needs a few more, the fewer flips the more.
+    for flip_rate, drop, expected in ((0.05, 0.01, 3085), (0.10, 0.03, 681), (0.20, 0.05, 488)):
+        n = items_needed(drop, flip_rate=flip_rate, alpha=0.05)
+        assert expected <= n <= 1.12 * expected
+        assert smallest_drop(n, flip_rate=flip_rate, alpha=0.05) <= drop
+    assert items_needed(1e-5, flip_rate=0.5, alpha=0.05) == MOST_ITEMS
+
+
+@pytest.mark.parametrize("n", [50, 400])
+@pytest.mark.parametrize("alpha", [0.05, 0.0005])
+def test_power_of_the_t_test_at_the_smallest_soft_drop(n: int, alpha: float) -> None:
+    # Noncentral t is the exact power for normal drops. The normal figure promises too much by what the quantile of t
+    # is above that of the normal distribution.
+    drop = smallest_soft_drop(n, sd=0.1, alpha=alpha)
+    cutoff = scipy.stats.t.isf(alpha, n - 1)
+    power = float(scipy.stats.nct.sf(cutoff, n - 1, drop * math.sqrt(n) / 0.1))
+    excess = cutoff - scipy.stats.norm.isf(alpha)
+    assert power < 0.8
+    assert power == pytest.approx(scipy.stats.norm.cdf(scipy.stats.norm.ppf(0.8) - excess), abs=0.03)
+    assert soft_items_needed(drop * (1 + 1e-12), sd=0.1, alpha=alpha) == n
+    assert soft_items_needed(drop * (1 - 1e-9), sd=0.1, alpha=alpha) == n + 1
+
+
+def test_soft_figures_by_hand() -> None:
+    # (1.644854 + 0.841621)^2 = 6.1826; the 6.18 of the reference.
+    assert soft_items_needed(0.01, sd=0.1, alpha=0.05) == 619
+    assert smallest_soft_drop(100, sd=1.0, alpha=0.05) == pytest.approx(0.2486475, abs=1e-6)
+    assert math.isinf(smallest_soft_drop(1, sd=0.1, alpha=0.05))
+    assert math.isinf(smallest_soft_drop(100, sd=0.0, alpha=0.05))
+    assert soft_items_needed(1e-9, sd=0.1, alpha=0.05) == MOST_ITEMS
+    assert soft_items_needed(5.0, sd=0.1, alpha=0.05) == 2
+
+
+def test_smallest_betting_drop_without_spread_is_where_the_p_value_crosses() -> None:
+    for n, alpha in ((60, 0.05), (300, 0.0005)):
+        drop = smallest_betting_drop([0.2, 0.2], n, alpha=alpha, replicates=1)
+        assert bounded_p_value(np.full(n, drop)) <= alpha < bounded_p_value(np.full(n, drop - 2e-4))
+
+
+def test_power_at_the_smallest_betting_drop() -> None:
+    # Found with 2000 samples, checked with 600 others one by one: within four errors of both together.
+    pool = np.random.default_rng(0).normal(0, 0.2, 300).clip(-0.7, 0.7)
+    n, alpha = 150, 0.05
+    drop = smallest_betting_drop(pool, n, alpha=alpha, replicates=2000)
+    rng = np.random.default_rng(1)
+    moved = pool - pool.mean() + drop
+    hits = [bounded_p_value(rng.choice(moved, n)) <= alpha for _ in range(600)]
+    assert abs(np.mean(hits) - 0.8) < 4 * math.sqrt(0.16 * (1 / 600 + 1 / 2000))
+    assert drop > smallest_soft_drop(n, sd=float(pool.std()), alpha=alpha)  # the price of being valid at every n
+
+
+def test_smallest_betting_drop_shrinks_with_items() -> None:
+    pool = np.random.default_rng(2).normal(0, 0.1, 200)
+    found = [smallest_betting_drop(pool, n, alpha=0.01, replicates=100) for n in (30, 100, 400)]
+    assert found == sorted(found, reverse=True)
+    assert math.isinf(smallest_betting_drop(pool, 3, alpha=1e-6, replicates=20))
+
+
+# -- planning -------------------------------------------------------------------------------------------------
+
+
+def test_planned_drops_are_the_perturbed_probabilities() -> None:
+    p = np.array([0.0, 0.1, 0.5, 0.9, 1.0])
+    got = planned_drops(p, shift=math.log(2), noise=0.0)
+    # Odds are halved: 1/9 -> 1/18, 1 -> 1/2, 9 -> 4.5.
+    assert got == pytest.approx([0.0, 0.1 - 1 / 19, 0.5 - 1 / 3, 0.9 - 4.5 / 5.5, 0.0])
+    assert planned_drops(p, shift=0.0, noise=0.0) == pytest.approx(np.zeros(5), abs=1e-15)
+    z = np.random.default_rng(4).standard_normal(5)
+    odds = p[1:4] / (1 - p[1:4]) * np.exp(0.3 * z[1:4] - 0.1)
+    assert planned_drops(p, shift=0.1, noise=0.3, seed=4)[1:4] == pytest.approx(p[1:4] - odds / (1 + odds))
+
+
+@pytest.mark.parametrize(("shift", "noise"), [(0.0, 0.5), (0.4, 0.5), (-0.3, 1.5)])
+def test_planned_flips_are_what_planned_drops_do(shift: float, noise: float) -> None:
+    p = np.random.default_rng(0).beta(2, 1, 200_000)
+    after = p - planned_drops(p, shift=shift, noise=noise, seed=1)
+    lost, won = planned_flips(p, shift=shift, noise=noise)
+    n = p.size
+    for chance, seen in ((lost, (p > 0.5) & (after <= 0.5)), (won, (p <= 0.5) & (after > 0.5))):
+        assert abs(chance.sum() - seen.sum()) < 4 * math.sqrt(n * 0.25)
+        assert abs(chance.mean() - seen.mean()) < 4 * math.sqrt(chance.mean() / n)
+
+
+def test_edge_with_three_choices() -> None:
+    # Softmax over three choices; the gold score moves by x. The edge says at which x another choice takes over.
+    scores = np.array([[1.0, 0.4, 0.2], [0.1, 0.9, -0.5], [2.0, 1.9, 1.9]])
+    share = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    r = share[:, 1:].max(axis=1) / share[:, 1:].sum(axis=1)
+    for x in (-1.0, -0.5, -0.15, 0.0, 0.3, 0.75, 0.85):
+        lost, won = planned_flips(share[:, 0], shift=-x, noise=0.0, edge=r / (1 + r))
+        before, after = scores[:, 0] > scores[:, 1:].max(axis=1), scores[:, 0] + x > scores[:, 1:].max(axis=1)
+        assert lost.tolist() == (before & ~after).tolist()
+        assert won.tolist() == (~before & after).tolist()
+
+
+def test_items_far_from_the_edge_do_not_flip() -> None:
+    lost, won = planned_flips([0.0, 0.001, 0.999, 1.0], shift=0.2, noise=0.5)
+    assert lost.max() < 1e-9 and won.max() < 1e-9
+    lost, won = planned_flips([0.5, 0.52], shift=0.0, noise=0.5)
+    assert won[0] == pytest.approx(0.5) and lost[1] > 0.4
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"p": [0.5, 1.1]}, r"p\[1\]"), ({"p": [math.nan]}, r"p\[0\]"), ({"p": [[0.5]]}, "shape"),
+        ({"shift": math.inf}, "shift"), ({"noise": -1.0}, "noise"), ({"noise": math.nan}, "noise"),
+    ],
+)  # fmt: skip
+def test_plans_refuse(change: dict[str, object], name: str) -> None:
+    arguments = {"p": [0.5], "shift": 0.0, "noise": 0.5, **change}
+    p = arguments.pop("p")
+    for plan in (planned_drops, planned_flips):
+        with pytest.raises(ValueError, match=name):
+            plan(p, **arguments)  # type: ignore[operator]
+
+
+def test_an_edge_outside_its_range_is_refused() -> None:
+    for edge in (0.0, 1.0, math.nan, [0.5, 0.5]):
+        with pytest.raises(ValueError, match="edge"):
+            planned_flips([0.5], shift=0.0, noise=0.5, edge=edge)
+
+
+def test_table_spends_alpha_once_and_asks_the_power_functions() -> None:
+    rows = table([400, 100], [0.1, 0.2], [0.1, 0.05], monitor_items=[380, 90], looks=20, tests=3, alpha=0.05)
+    for row, n, monitor, rate, sd in zip(rows, (400, 100), (380, 90), (0.1, 0.2), (0.1, 0.05), strict=True):
+        assert row.gate_alpha * 3 + row.monitor_alpha * 3 * 20 == pytest.approx(0.05)
+        assert row.gate_alpha == pytest.approx(0.025 / 3)
+        assert row.gate_hard == smallest_drop(n, flip_rate=rate, alpha=row.gate_alpha)
+        assert row.monitor_hard == smallest_drop(monitor, flip_rate=rate, alpha=row.monitor_alpha)
+        assert row.gate_soft == smallest_soft_drop(n, sd=sd, alpha=row.gate_alpha)
+        assert row.monitor_soft == smallest_soft_drop(monitor, sd=sd, alpha=row.monitor_alpha)
+        assert row.gate_hard < row.monitor_hard and row.gate_soft < row.monitor_soft
+    assert table([50], [0.0], [0.0], looks=1)[0].gate_hard == math.inf
+    assert table([], [], [], looks=1) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"flip_rate": [0.1, 0.1]}, "length"), ({"looks": 0}, "looks"), ({"tests": 0}, "tests"),
+        ({"gate_share": 1.0}, "gate_share"), ({"alpha": 0.7}, "alpha"), ({"sd": [-1.0]}, "sd"),
+        ({"gate_items": [-3]}, "n "), ({"power": 0.2}, "power"),
+    ],
+)  # fmt: skip
+def test_table_refuses(change: dict[str, object], name: str) -> None:
+    arguments = {"gate_items": [100], "flip_rate": [0.1], "sd": [0.1], "looks": 10, **change}
+    with pytest.raises(ValueError, match=name):
+        table(**arguments)  # type: ignore[arg-type]
+
+
+def test_new_planning_figures_refuse() -> None:
+    for bad in ({"drop": 0.0}, {"drop": 0.3}, {"flip_rate": 0.0}, {"alpha": 0.0}, {"power": 1.0}):
+        hard = {"drop": 0.1, "flip_rate": 0.2, "alpha": 0.05, "power": 0.8, **bad}
+        with pytest.raises(ValueError, match="must be"):
+            items_needed(hard.pop("drop"), **hard)
+    for bad in ({"drop": 0.0}, {"sd": 0.0}, {"alpha": 0.0}, {"power": 0.4}, {"sd": math.nan}):
+        soft = {"drop": 0.1, "sd": 0.2, "alpha": 0.05, "power": 0.8, **bad}
+        with pytest.raises(ValueError, match="must be"):
+            soft_items_needed(soft.pop("drop"), **soft)
+    for bad in ({"n": -1}, {"sd": -0.1}, {"sd": math.inf}, {"alpha": 0.6}):
+        figures = {"n": 10, "sd": 0.2, "alpha": 0.05, **bad}
+        with pytest.raises(ValueError, match="must be"):
+            smallest_soft_drop(figures.pop("n"), **figures)  # type: ignore[arg-type]
+    for bad in ({"n": 0}, {"alpha": 0.0}, {"power": 0.0}, {"replicates": 0}, {"drops": []}, {"drops": [2.0]}):
+        betting = {"drops": [0.1], "n": 10, "alpha": 0.05, **bad}
+        with pytest.raises(ValueError, match="must"):
+            smallest_betting_drop(betting.pop("drops"), betting.pop("n"), **betting)  # type: ignore[arg-type]

@@ -1,12 +1,20 @@
-"""How much a suite can see: items that would decide a verdict, and the smallest drop that can be proven."""
+"""How much a suite can see: items that would decide a verdict, and the smallest drop that can be proven.
+
+Hard outcomes (right or wrong) go by their flip rate and the exact power of McNemar's test. Soft ones go by the standard
+deviation of their drops: the normal approximation for the paired t bound, or a simulation of the betting
+test on given drops. What flip rate or spread to expect before there is a candidate: `table.py`.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import scipy  # loads scipy.special at its first use
+from numpy.typing import ArrayLike
 
+from backslide.stats.bounded import check_bounded, make_bets
 from backslide.stats.paired import FloatArray, mcnemar_threshold
 
 MOST_ITEMS = 1_000_000
@@ -99,6 +107,147 @@ def smallest_drop(n: int, *, flip_rate: float, alpha: float, power: float = 0.8)
     if n == 0 or flip_rate == 0.0:
         return math.inf
 
+    proven = _mcnemar_power(n, flip_rate, alpha)
+    low, high = 0.0, flip_rate
+    if proven(high) < power:
+        return math.inf
+    while high - low > 1e-7:
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if proven(middle) >= power else (middle, high)
+    return high
+
+
+def items_needed(drop: float, *, flip_rate: float, alpha: float, power: float = 0.8) -> int:
+    """Items with which the exact McNemar test at level alpha proves that mean drop with that power.
+
+    The power is exact, as in `smallest_drop`. It rises with the number of items in saw teeth, because the test is
+    discrete: the answer has the power and one item less has not, but a number a little smaller may have it
+    too, and one a little larger may miss it by a little.
+
+    Args:
+        drop: true mean drop, a share of the items, in (0, flip_rate].
+        flip_rate: share of the items that flip either way, in (0, 1].
+        alpha: one-sided level of the test, in (0, 0.5].
+        power: wanted probability of proving the drop, in (0, 1).
+
+    Returns:
+        A number of items, at most `MOST_ITEMS`, which is also the answer where more are needed.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+    _check("flip_rate", flip_rate, 0.0 < flip_rate <= 1.0, "(0, 1]")
+    _check("drop", drop, 0.0 < drop <= flip_rate, f"(0, flip_rate] with flip_rate = {flip_rate}")
+    _check("alpha", alpha, 0.0 < alpha <= 0.5, "(0, 0.5]")
+    _check("power", power, 0.0 < power < 1.0, "(0, 1)")
+
+    few, enough = 0, 8
+    while _mcnemar_power(enough, flip_rate, alpha)(drop) < power:
+        if enough == MOST_ITEMS:
+            return MOST_ITEMS
+        few, enough = enough, min(2 * enough, MOST_ITEMS)
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        has_it = _mcnemar_power(middle, flip_rate, alpha)(drop) >= power
+        few, enough = (few, middle) if has_it else (middle, enough)
+    return enough
+
+
+def smallest_soft_drop(n: int, *, sd: float, alpha: float, power: float = 0.8) -> float:
+    """Smallest true mean drop that the paired t bound at level alpha proves with that power; normal approximation.
+
+    (z_alpha + z_power) sd / sqrt(n): the usual power of a one-sided z test. At small n or tiny levels the t bound
+    needs somewhat more, and the betting bound more again: `smallest_betting_drop`.
+
+    Args:
+        n: items asked in both states.
+        sd: standard deviation of the drops, in their unit, >= 0.
+        alpha: one-sided level of the test, in (0, 0.5].
+        power: wanted probability of proving the drop, in [0.5, 1).
+
+    Returns:
+        A drop in the unit of `sd`; `math.inf` for n < 2 or sd = 0, where a t bound says nothing.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+    if n < 0:
+        raise ValueError(f"n (={n}) must be >= 0: it counts items")
+    distance = _z(alpha, power)
+    _check("sd", sd, 0.0 <= sd < math.inf, "[0, inf)")
+    return distance * sd / math.sqrt(n) if n > 1 and sd > 0 else math.inf
+
+
+def soft_items_needed(drop: float, *, sd: float, alpha: float, power: float = 0.8) -> int:
+    """Items with which the paired t bound proves that mean drop; the inverse of `smallest_soft_drop`.
+
+    Args:
+        drop: true mean drop, > 0.
+        sd: standard deviation of the drops, in the unit of `drop`, > 0.
+        alpha: one-sided level of the test, in (0, 0.5].
+        power: wanted probability of proving the drop, in [0.5, 1).
+
+    Returns:
+        A number of items from 2 to `MOST_ITEMS`, which is also the answer where more are needed.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+    distance = _z(alpha, power)
+    _check("drop", drop, 0.0 < drop < math.inf, "(0, inf)")
+    _check("sd", sd, 0.0 < sd < math.inf, "(0, inf)")
+    return max(2, math.ceil(min((distance * (sd / drop)) ** 2, float(MOST_ITEMS))))
+
+
+def smallest_betting_drop(
+    drops: ArrayLike, n: int, *, alpha: float, power: float = 0.8, replicates: int = 400, seed: int = 0
+) -> float:
+    """Smallest mean drop that the betting test of `bounded.py` proves with that power, by simulation.
+
+    The drops are moved to mean 0 and then all by the same amount (and cut to [-1, 1]); n of them are drawn
+    with replacement, `replicates` times, the same draws for each amount. Every e-value rises with the
+    amount, so the smallest is found by bisection, to 1e-4.
+
+    Args:
+        drops: drops in [-1, 1] that show the spread to expect, such as `table.planned_drops`; at least one.
+        n: items asked in both states, >= 1.
+        alpha: one-sided level of the test, in (0, 0.5].
+        power: wanted probability of proving the drop, in (0, 1).
+        replicates: simulated samples; the power found is good to about 1 / sqrt(replicates), or .025 for 400.
+        seed: of the draws, >= 0.
+
+    Returns:
+        The mean of the moved drops; `math.inf` where no amount is proven with that power.
+
+    Raises:
+        ValueError: no drops, drops outside [-1, 1] or not finite, or another argument outside its range.
+    """
+    pool = check_bounded(drops)
+    if pool.size == 0:
+        raise ValueError("drops (empty) must hold at least one drop: their spread is what is planned with")
+    _check("n", n, n >= 1, "[1, inf)")
+    _check("alpha", alpha, 0.0 < alpha <= 0.5, "(0, 0.5]")
+    _check("power", power, 0.0 < power < 1.0, "(0, 1)")
+    _check("replicates", replicates, replicates >= 1, "[1, inf)")
+    pool = np.sort(pool) - float(np.mean(np.sort(pool)))
+    drawn = np.random.default_rng(seed).integers(0, pool.size, (replicates, n))
+    bets = make_bets(np.ones(n))
+
+    def proven(amount: float) -> float:
+        log_e = bets.log_e(1.0 + np.clip(pool + amount, -1.0, 1.0)[drawn], 0.0)
+        return float(np.mean(log_e >= -math.log(alpha)))
+
+    low, high = 0.0, 1.0
+    if proven(high) < power:
+        return math.inf
+    while high - low > 1e-4:
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if proven(middle) >= power else (middle, high)
+    return float(np.mean(np.clip(pool + high, -1.0, 1.0)))
+
+
+def _mcnemar_power(n: int, flip_rate: float, alpha: float) -> Callable[[float], float]:
+    """The exact power of McNemar's test as a function of the mean drop in [0, flip_rate]."""
     # Only numbers of flips with a chance above 1e-12 in all; the others are counted as "not proven".
     half = 7.5 * math.sqrt(n * flip_rate * (1 - flip_rate)) + 20
     f = np.arange(max(0, math.floor(n * flip_rate - half)), min(n, math.ceil(n * flip_rate + half)) + 1)
@@ -113,13 +262,13 @@ def smallest_drop(n: int, *, flip_rate: float, alpha: float, power: float = 0.8)
         lose = 0.5 * (1 + drop / flip_rate)  # P(a flip is a loss)
         return float(weight @ scipy.special.betainc(threshold, f - threshold + 1, lose))
 
-    low, high = 0.0, flip_rate
-    if proven(high) < power:
-        return math.inf
-    while high - low > 1e-7:
-        middle = 0.5 * (low + high)
-        low, high = (low, middle) if proven(middle) >= power else (middle, high)
-    return high
+    return proven
+
+
+def _z(alpha: float, power: float) -> float:
+    _check("alpha", alpha, 0.0 < alpha <= 0.5, "(0, 0.5]")
+    _check("power", power, 0.5 <= power < 1.0, "[0.5, 1)")
+    return -float(scipy.special.ndtri(alpha)) + float(scipy.special.ndtri(power))
 
 
 def _check(name: str, value: float, ok: bool, allowed: str) -> None:
