@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from backslide.stats.bounded import bounded_p_value
+from backslide.stats.expected import planned_drops, planned_flips
 from backslide.stats.paired import hard_interval, mcnemar_exact, mcnemar_threshold
 from backslide.stats.power import (
     MOST_ITEMS,
@@ -19,7 +20,6 @@ from backslide.stats.power import (
     smallest_soft_drop,
     soft_items_needed,
 )
-from backslide.stats.table import planned_drops, planned_flips, table
 
 
 def brute_power(n: int, drop: float, flip_rate: float, alpha: float) -> float:
@@ -328,34 +328,6 @@ def test_an_edge_outside_its_range_is_refused() -> None:
     for edge in (0.0, 1.0, math.nan, [0.5, 0.5]):
         with pytest.raises(ValueError, match="edge"):
             planned_flips([0.5], shift=0.0, noise=0.5, edge=edge)
-
-
-def test_table_spends_alpha_once_and_asks_the_power_functions() -> None:
-    rows = table([400, 100], [0.1, 0.2], [0.1, 0.05], monitor_items=[380, 90], looks=20, tests=3, alpha=0.05)
-    for row, n, monitor, rate, sd in zip(rows, (400, 100), (380, 90), (0.1, 0.2), (0.1, 0.05), strict=True):
-        assert row.gate_alpha * 3 + row.monitor_alpha * 3 * 20 == pytest.approx(0.05)
-        assert row.gate_alpha == pytest.approx(0.025 / 3)
-        assert row.gate_hard == smallest_drop(n, flip_rate=rate, alpha=row.gate_alpha)
-        assert row.monitor_hard == smallest_drop(monitor, flip_rate=rate, alpha=row.monitor_alpha)
-        assert row.gate_soft == smallest_soft_drop(n, sd=sd, alpha=row.gate_alpha)
-        assert row.monitor_soft == smallest_soft_drop(monitor, sd=sd, alpha=row.monitor_alpha)
-        assert row.gate_hard < row.monitor_hard and row.gate_soft < row.monitor_soft
-    assert table([50], [0.0], [0.0], looks=1)[0].gate_hard == math.inf
-    assert table([], [], [], looks=1) == ()
-
-
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({"flip_rate": [0.1, 0.1]}, "length"), ({"looks": 0}, "looks"), ({"tests": 0}, "tests"),
-        ({"gate_share": 1.0}, "gate_share"), ({"alpha": 0.7}, "alpha"), ({"sd": [-1.0]}, "sd"),
-        ({"gate_items": [-3]}, "n "), ({"power": 0.2}, "power"),
-    ],
-)  # fmt: skip
-def test_table_refuses(change: dict[str, object], name: str) -> None:
-    arguments = {"gate_items": [100], "flip_rate": [0.1], "sd": [0.1], "looks": 10, **change}
-    with pytest.raises(ValueError, match=name):
-        table(**arguments)  # type: ignore[arg-type]
 
 
 def test_new_planning_figures_refuse() -> None:

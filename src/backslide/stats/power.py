@@ -2,7 +2,7 @@
 
 Hard outcomes (right or wrong) go by their flip rate and the exact power of McNemar's test. Soft ones go by the standard
 deviation of their drops: the normal approximation for the paired t bound, or a simulation of the betting
-test on given drops. What flip rate or spread to expect before there is a candidate: `table.py`.
+test on given drops. What flip rate or spread to expect before there is a candidate: `expected.py`.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def smallest_betting_drop(
     amount, so the smallest is found by bisection, to 1e-4.
 
     Args:
-        drops: drops in [-1, 1] that show the spread to expect, such as `table.planned_drops`; at least one.
+        drops: drops in [-1, 1] that show the spread to expect, such as `expected.planned_drops`; at least one.
         n: items asked in both states, >= 1.
         alpha: one-sided level of the test, in (0, 0.5].
         power: wanted probability of proving the drop, in (0, 1).
