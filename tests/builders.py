@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from backslide.judge import judge
 from backslide.record import Header, Outcome, Record
 from backslide.rundir import RunFolder
 from backslide.suite.item import ChoiceItem
-from backslide.verdict import Level, judge
+from backslide.verdict import Level
 
 
 def header(**fields: Any) -> Header:
@@ -25,7 +26,15 @@ def header(**fields: Any) -> Header:
     return Header(**{**default, **fields})
 
 
-def choices(correct: Sequence[bool], capability: str = "math", *, broken: Sequence[int] = ()) -> list[Outcome]:
+def choices(
+    correct: Sequence[bool],
+    capability: str = "math",
+    *,
+    broken: Sequence[int] = (),
+    p: Sequence[float] | None = None,
+    cluster: int | None = None,
+) -> list[Outcome]:
+    """Right-or-wrong outcomes, with probabilities on the gold choice where given; `cluster` items share a source."""
     return [
         Outcome(
             id=f"{capability}/{place}",
@@ -33,9 +42,10 @@ def choices(correct: Sequence[bool], capability: str = "math", *, broken: Sequen
             capability=capability,
             request=f"r{place}",
             correct=right and place not in broken,
-            p=None if place in broken else (0.9 if right else 0.1),
+            p=None if p is None or place in broken else p[place],
             scores=(None, -1.0) if place in broken else (-1.0, -2.0),
             greedy=(True, False),
+            cluster=None if cluster is None else f"{capability}/{place // cluster}",
         )
         for place, right in enumerate(correct)
     ]

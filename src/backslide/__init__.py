@@ -10,12 +10,13 @@ from backslide.version import __version__
 if TYPE_CHECKING:
     from backslide.errors import BackslideError, InputError
     from backslide.guard.callback import Guard
+    from backslide.judge import judge
     from backslide.models import load_model
     from backslide.record import Outcome, Record
     from backslide.scoring.engine import Scorer, Settings
     from backslide.suite.suite import Suite
     from backslide.tune import TuneConfig, tune
-    from backslide.verdict import Verdict, Zone, judge
+    from backslide.verdict import Verdict, Zone
 
 # Where each public name lives; looked up on first use, so that importing backslide imports neither torch nor SciPy.
 _HOMES = {
@@ -30,7 +31,7 @@ _HOMES = {
     "TuneConfig": "backslide.tune",
     "Verdict": "backslide.verdict",
     "Zone": "backslide.verdict",
-    "judge": "backslide.verdict",
+    "judge": "backslide.judge",
     "load_model": "backslide.models",
     "tune": "backslide.tune",
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backslide.errors import MismatchError, RecordError
+from backslide.judge import judge
 from backslide.models import load_model
 from backslide.record import Record, pair
 from backslide.report.markdown import write_report
@@ -15,7 +16,7 @@ from backslide.rundir import RunFolder
 from backslide.scoring.engine import Progress, Scorer, Settings, versions
 from backslide.suite.item import OpenItem
 from backslide.suite.suite import Part, Suite
-from backslide.verdict import Level, Tolerance, Verdict, judge
+from backslide.verdict import Level, Tolerance, Verdict
 
 Say = Callable[[str], None]
 
@@ -55,7 +56,7 @@ def take_baseline(
     chosen = suite if isinstance(suite, Suite) else Suite.load(suite)
     loaded = load_model(model, dtype=dtype, say=say)
     scorer = Scorer(chosen, loaded.model, loaded.tokenizer, Settings(chat=chat))
-    record = scorer.measure(loaded.model, part=part, name=model, progress=progress)
+    record = scorer.baseline(loaded.model, part=part, name=model, progress=progress)
     _tell(record, say)
     record.save(out)
     return record

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,8 @@ class Outcome:
     """UTF-8 bytes of the text, for kind `text`."""
     reply: str | None = None
     """What the model said, for kinds `answer` and `open`. Untrusted text."""
+    cluster: str | None = None
+    """Items that share a passage or a template share this name; their outcomes are not independent."""
 
     @property
     def finite(self) -> bool:
@@ -102,6 +104,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "greedy": (list, tuple, _NONE),
     "bytes": (int, _NONE),
     "reply": (str, _NONE),
+    "cluster": (str, _NONE),
 }
 
 
@@ -127,6 +130,8 @@ class Header:
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What the reader should know, such as a fallback that was taken."""
+    noise: dict[str, float] = field(default_factory=dict)
+    """Of a baseline: what scoring it again in other batches changed; see `backslide.noise`."""
 
 
 _HEADER_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -141,7 +146,10 @@ _HEADER_TYPES: dict[str, type | tuple[type, ...]] = {
     "cost": dict,
     "versions": dict,
     "notes": list,
+    "noise": dict,
 }
+_HEADER_LATER = {"noise": dict}
+"""Fields that records of an earlier version lack, and what makes the value that stands for them."""
 
 
 @dataclass(frozen=True)
@@ -205,17 +213,27 @@ def _header(path: Path, row: dict[str, Any]) -> Header:
     schema = row.pop("schema", None)
     if schema != SCHEMA:
         raise RecordError(f"{path}:1: schema is {schema!r}, this version of backslide reads {SCHEMA!r}")
+    for name, default in _HEADER_LATER.items():
+        row.setdefault(name, default())
     for name, types in _HEADER_TYPES.items():
         if name not in row:
             raise RecordError(f"{path}:1: the header has no {name}")
         if not isinstance(row[name], types):
             raise RecordError(f"{path}:1: {name} is {row[name]!r}, which is of the wrong type")
     row["notes"] = tuple(row["notes"])
+    for measure, value in row["noise"].items():
+        if not _finite(value) or value < 0:
+            raise RecordError(f"{path}:1: noise of {measure} is {value!r}, a number from 0 is needed")
     return Header(**{name: row[name] for name in _HEADER_TYPES})
 
 
-def pair(baseline: Record, candidate: Record) -> list[tuple[Outcome, Outcome]]:
+def pair(baseline: Record, candidate: Record, *, ignore: Collection[str] = ()) -> list[tuple[Outcome, Outcome]]:
     """The outcomes of the candidate's items, each with the baseline's outcome on the same request.
+
+    Args:
+        baseline: may cover more items than the candidate.
+        candidate: what is compared.
+        ignore: conditions that may differ.
 
     Raises `MismatchError` when the two were not measured on the same suite, tokens and conditions, or when the
     baseline lacks items of the candidate.
@@ -239,7 +257,7 @@ def pair(baseline: Record, candidate: Record) -> list[tuple[Outcome, Outcome]]:
             f"the baseline was measured with another tokenizer or chat template: {len(other)} of {len(pairs)} "
             f"items become other tokens, the first is {other[0]!r}; measure it again with this tokenizer"
         )
-    for key in sorted({*old.conditions, *new.conditions}):
+    for key in sorted({*old.conditions, *new.conditions} - set(ignore)):
         if old.conditions.get(key) != new.conditions.get(key):
             raise MismatchError(
                 f"the baseline was measured with {key} = {old.conditions.get(key)!r}, the candidate with "

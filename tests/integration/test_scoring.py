@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from backslide.errors import ModelError, SuiteError
+from backslide.judge import judge
 from backslide.record import Outcome, Record
 from backslide.scoring.engine import Scorer, Settings
 from backslide.scoring.execute import execute
@@ -20,7 +21,7 @@ from backslide.scoring.requests import Request, ask, encode_pairs
 from backslide.suite.item import AnswerItem, ChoiceItem, Item, OpenItem, TextItem
 from backslide.suite.suite import Suite
 from backslide.testing import tiny_model, tiny_tokenizer
-from backslide.verdict import Zone, judge
+from backslide.verdict import Zone
 
 CLOSE = 1e-4
 

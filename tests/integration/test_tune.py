@@ -16,13 +16,14 @@ from backslide.config import TuneConfig
 from backslide.errors import ConfigError, DataError, InputError, MismatchError, ModelError
 from backslide.files import write_lines
 from backslide.gate import check_model, take_baseline
+from backslide.judge import judge
 from backslide.models import load_model, model_fingerprint, tokenizer_fingerprint
 from backslide.record import Record
 from backslide.report.summary import Summary
 from backslide.suite.suite import Suite
 from backslide.testing import tiny_model, tiny_tokenizer
 from backslide.tune import Tuned, tune
-from backslide.verdict import Zone, judge
+from backslide.verdict import Zone
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "text": [{"text": f"Customer: question {i:02}? Agent: answer {i:02}."} for i in range(12)],
@@ -110,8 +111,8 @@ def test_training_learns(tmp_path: Path, tiny_folder: Path, choices: Suite, meth
 def test_the_base_itself_loses_and_wins_nothing(tmp_path: Path, tiny_folder: Path, choices: Suite) -> None:
     tuned = tune(config(tmp_path, tiny_folder), suite=choices)
     for part in ("gate", "monitor", "all"):
-        verdict = check_model(str(tiny_folder), tuned.run.baseline, suite=choices, part=part, tolerance=0.1)
-        assert [(row.lost, row.won, row.drop, row.soft_drop) for row in verdict.capabilities] == [(0, 0, 0, 0)] * 2
+        verdict = check_model(str(tiny_folder), tuned.run.baseline, suite=choices, part=part, tolerance=0.15)
+        assert [(row.lost, row.won, row.drop, row.soft and row.soft.drop) for row in verdict.capabilities] == [(0, 0, 0, 0)] * 2
         assert verdict.zone is Zone.RETAINED and verdict.exit_code == 0
 
 

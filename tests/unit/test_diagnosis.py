@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from backslide.diagnosis import Losses, diagnose, losses_of
-from backslide.verdict import Zone, broken, judge
+from backslide.judge import judge
+from backslide.verdict import Zone, broken
 from builders import choices, flipped, record
 
 RETAINED = judge(record(choices([True, False] * 400)), record(choices([True, False] * 400)))

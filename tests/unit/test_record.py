@@ -26,7 +26,7 @@ def test_a_saved_record_begins_with_its_header(path: Path) -> None:
     head, *rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert head["schema"] == "backslide.record/1" and head["outcomes"] == 3 and head["step"] == 3
     assert rows[0] == {
-        "id": "math/0", "kind": "choice", "capability": "math", "request": "r0", "correct": True, "p": 0.9,
+        "id": "math/0", "kind": "choice", "capability": "math", "request": "r0", "correct": True,
         "scores": [-1.0, -2.0], "greedy": [True, False],
     }  # fmt: skip
 

@@ -18,12 +18,13 @@ from markdown_it.token import Token
 from rich.console import Console
 
 from backslide.errors import RecordError
+from backslide.judge import judge
 from backslide.report.markdown import write_report
 from backslide.report.summary import Summary, accuracies
 from backslide.report.terminal import accuracy_table, headline, replies_table, runs_table, verdict_table
 from backslide.report.text import markdown, plain
 from backslide.rundir import RunFolder
-from backslide.verdict import Level, broken, judge
+from backslide.verdict import Level, broken
 from builders import record, run_folder, texts
 
 HOSTILE = {
@@ -181,10 +182,10 @@ def test_the_report_says_which_test_decided_at_which_level(tmp_path: Path) -> No
     page = write_report(run_folder(tmp_path / "run")).read_text()
     # Two capabilities and all items: a third of the gate's share of α each; P(Bin(14, 1/2) >= 12) = 106 / 2^14.
     assert (
-        "- math: exact (McNemar; Berger-Boos), one-sided; regressed at level 0.0083, "
-        "retained at level 0.05 with a tolerance of 3.0%; p = 0.0065\n" in page
+        '- math, accuracy (**decided**): exact (McNemar; Berger-Boos); "nothing was lost" tested at level 0.0083, '
+        "p = 0.0065; bounds " in page
     )
-    assert page.count("regressed at level 0.0083, retained at level 0.05") == 3
+    assert page.count("at levels 0.0083 and 0.05, tolerance 3.0%") == 3
     lines = words(page)
     assert lines[0] == "regressed: m"
     assert lines[1].startswith("regressed: math: lost 12 and won 2 of 50 items; that something was lost is proven")
@@ -198,7 +199,7 @@ def test_the_tables_hold_the_numbers_of_the_records(tmp_path: Path) -> None:
     page = write_report(run_folder(tmp_path / "run")).read_text()
     rows = [line.strip("| \n").split(" | ") for line in page.splitlines()]
     (math,) = [row for row in rows if row[:2] == ["math", "50"]]
-    assert math[2:5] + math[6:] == ["96.0%", "76.0%", "+20.0", "12", "2", "regressed"]
+    assert math[2:5] + math[6:] == ["96.0%", "76.0%", "+20.0", "12", "2", "–", "regressed", "accuracy"]
     (pooled,) = [row for row in rows if row[:2] == ["all items", "100"]]
     assert pooled[2:5] + pooled[6:8] == ["98.0%", "88.0%", "+10.0", "12", "2"]
     (look,) = [row for row in rows if row[0] == "10" and len(row) == 8]

@@ -8,7 +8,8 @@ import pytest
 from scipy.stats import binomtest, ttest_1samp
 
 from backslide.errors import ConfigError, MismatchError, RecordError
-from backslide.verdict import Level, Tolerance, Verdict, Zone, _overall, broken, judge
+from backslide.judge import judge
+from backslide.verdict import Level, Tolerance, Verdict, Zone, broken, overall
 from builders import choices, flipped, opened, record, texts
 
 
@@ -35,7 +36,7 @@ def test_one_capability_fails_exactly_where_mcnemar_rejects(lost: int, won: int)
     verdict = judge(record(old), record(new))
     p = binomtest(lost, lost + won, 0.5, alternative="greater").pvalue
     assert (verdict.zone is Zone.REGRESSED) == (p <= 0.05)
-    assert verdict.capabilities[0].p_value == pytest.approx(p)
+    assert verdict.capabilities[0].main.p_value == pytest.approx(p)
 
 
 def test_alpha_is_divided_by_all_tests_of_a_look() -> None:
@@ -44,7 +45,7 @@ def test_alpha_is_divided_by_all_tests_of_a_look() -> None:
     others = choices([True] * 60, "other")
     assert judge(record(old), record(new)).zone is Zone.REGRESSED
     both = judge(record(old, others), record(new, others))
-    assert both.capabilities[0].alpha_fail == pytest.approx(0.05 / 3)
+    assert both.capabilities[0].main.alpha_lower == pytest.approx(0.05 / 3)
     assert both.capabilities[0].zone is Zone.REGRESSED  # 1/64 = .0156 < .0167
     third = choices([True] * 60, "third")
     assert judge(record(old, others, third), record(new, others, third)).capabilities[0].zone is not Zone.REGRESSED
@@ -70,9 +71,9 @@ def test_the_row_of_all_items_delays_no_model() -> None:
     assert verdict.zone is Zone.RETAINED and verdict.pooled is not None
     # It has more items than any row, so it is hardly ever the undecided one; made so here.
     slow = dataclasses.replace(verdict.pooled, zone=Zone.UNDECIDED)
-    assert _overall(verdict.capabilities, slow)[0] is Zone.RETAINED
+    assert overall(verdict.capabilities, slow)[0] is Zone.RETAINED
     lost = dataclasses.replace(verdict.pooled, zone=Zone.REGRESSED)
-    assert _overall(verdict.capabilities, lost) == (Zone.REGRESSED, (f"all items: {lost.reason}",))
+    assert overall(verdict.capabilities, lost) == (Zone.REGRESSED, (f"all items: {lost.reason}",))
 
 
 def test_log_likelihoods_that_are_not_finite_fail_with_that_reason() -> None:
@@ -121,10 +122,11 @@ def test_text_is_judged_in_relative_bits_per_byte() -> None:
     rises = (bits[1] - bits[0]) / bits[0].mean()
     low = ttest_1samp(rises, 0, alternative="greater").confidence_interval(0.95).low
     high = ttest_1samp(rises, 0, alternative="less").confidence_interval(0.95).high
-    assert verdict.zone is Zone.REGRESSED and row.unit == "bits per byte" and not row.exact
+    assert verdict.zone is Zone.REGRESSED and row.unit == "bits per byte" and not row.main.exact
     assert (row.drop, row.lower, row.upper) == pytest.approx((rises.mean(), low, high))
     assert (row.baseline, row.candidate) == pytest.approx(tuple(bits.mean(axis=1)))
-    assert (row.lost, row.won, row.p_value, verdict.pooled) == (None, None, None, None)
+    assert (row.lost, row.won, row.soft, verdict.pooled) == (None, None, None, None)
+    assert row.main.p_value == pytest.approx(ttest_1samp(rises, 0, alternative="greater").pvalue)
     better = judge(record(texts(worse)), record(texts(SCORES)))
     assert better.zone is Zone.RETAINED
 

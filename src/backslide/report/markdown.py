@@ -31,7 +31,7 @@ def render(summary: Summary) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(percent=percent, points=points, number=number, level=level)
+    environment.filters.update(percent=percent, points=points, number=number, level=level, fine=fine)
     template = environment.get_template("report.md.j2")
     final = {outcome.id for outcome in summary.final.outcomes} if summary.final is not None else None
     return template.render(
@@ -59,6 +59,11 @@ def points(share: float | None) -> Safe:
     if share is None:
         return Safe("any")
     return Safe("any" if not math.isfinite(share) else f"{share * 100:+.1f}".replace("-", "−"))
+
+
+def fine(share: float) -> Safe:
+    """A small share in percentage points."""
+    return Safe(f"{share * 100:.2g}")
 
 
 def number(value: float | None, digits: int = 2) -> Safe:

@@ -18,6 +18,7 @@ import transformers
 
 from backslide.errors import ModelError, SuiteError
 from backslide.models import model_fingerprint, tokenizer_fingerprint
+from backslide.noise import noise_between
 from backslide.record import Header, Outcome, Record
 from backslide.scoring.execute import Score
 from backslide.scoring.requests import Asked, ask
@@ -138,6 +139,25 @@ class Scorer:
         header = dataclasses.replace(header, cost=cost, notes=self.notes)
         return Record(header, tuple(sorted(outcomes, key=lambda outcome: order[outcome.id])))
 
+    def baseline(self, model: Any, *, part: Part = "all", adapters: bool = True, **more: Any) -> Record:
+        """Measure `model` as `measure` does, and in half precision the noise floor too (see `backslide.noise`).
+
+        For that the half of the record (of all, the monitor half) is scored again in batches half as large, without
+        the replies to `open` items, which decide nothing. In fp32 batches differ by less than anything that counts.
+        """
+        record = self.measure(model, part=part, adapters=adapters, **more)
+        if record.header.conditions["dtype"] == "float32":
+            return record
+        sizes = {name: -(-record.header.conditions[name] // 2) for name in ("row_tokens", "batch_tokens")}
+        other = Scorer(self.suite, model, self.tokenizer, dataclasses.replace(self.settings, **sizes))
+        other.runner.layout = self.runner.layout
+        other.runner.prompts = -(-self.runner.prompts // 2)
+        half: Part = "gate" if part == "gate" else "monitor"
+        again = other.measure(model, part=half, adapters=adapters, replies=False, progress=more.get("progress"))
+        cost = {name: value + again.header.cost[name] for name, value in record.header.cost.items()}
+        header = dataclasses.replace(record.header, noise=noise_between(record, again), cost=cost)
+        return dataclasses.replace(record, header=header)
+
     def header(
         self, model: Any, *, part: Part = "all", adapters: bool = True, name: str = "", step: int | None = None
     ) -> Header:
@@ -239,7 +259,9 @@ def outcome(item: Item, digest: str, scores: list[Score], said: Mapping[str, str
 
 
 def _blank(item: Item, digest: str) -> Outcome:
-    return Outcome(id=item.id, kind=item.kind, capability=item.capability, request=digest)
+    return Outcome(
+        id=item.id, kind=item.kind, capability=item.capability, request=digest, cluster=item.cluster
+    )  # fmt: skip
 
 
 def versions() -> dict[str, str]:

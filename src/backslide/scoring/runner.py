@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from backslide.scoring.execute import Score, execute
-from backslide.scoring.generate import generate, pad_token
+from backslide.scoring.generate import BATCH, generate, pad_token
 from backslide.scoring.memory import Memory
 from backslide.scoring.plan import SAVED, Plan, plan
 from backslide.scoring.requests import Prompt, Request
@@ -30,6 +30,7 @@ class Runner:
         self.tokenizer = tokenizer
         self.row_tokens = row_tokens
         self.batch_tokens = batch_tokens
+        self.prompts = BATCH
         self.memory = Memory()
         self.layout: Layout | None = None
         self._plans: dict[str, Plan] = {}
@@ -75,6 +76,7 @@ class Runner:
             prompts,
             max_new_tokens=max_new_tokens,
             plain=self.layout.tree and self.layout.prefix,
+            batch=self.prompts,
             memory=self.memory,
             progress=progress,
         )
