@@ -112,6 +112,7 @@ class GuardSection:
     looks: int | None = None
     on_regression: str = "warn"
     alpha: float = 0.05
+    test: str = "exact"
     tolerance: float = 0.03
     baseline: str | None = None
 
@@ -121,6 +122,7 @@ class GuardSection:
         for name in ("every", "looks"):
             _at_least(f"guard.{name}", getattr(self, name), 1)
         _one_of("guard.on_regression", self.on_regression, ("warn", "stop"))
+        _one_of("guard.test", self.test, ("exact", "joint"))
         if not 0 < self.alpha <= 0.5:
             raise ConfigError(f"guard.alpha is {self.alpha}, a probability above 0 and up to 0.5 is needed (0.05)")
         if not 0 <= self.tolerance < 1:

@@ -87,6 +87,7 @@ def tune(
         on_regression="stop" if config.guard.on_regression == "stop" else "warn",
         tolerance=config.guard.tolerance,
         alpha=config.guard.alpha,
+        test=config.guard.test,
         baseline=baseline,
         run_dir=config.folder,
         settings=settings,

@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from backslide.cli.main import run as command
 from backslide.config import TuneConfig
-from backslide.errors import MismatchError, RunError
+from backslide.errors import ConfigError, MismatchError, RunError
 from backslide.gate import check_model, take_baseline
 from backslide.guard.callback import Guard
 from backslide.models import load_model
@@ -69,7 +69,9 @@ def known(model: Any, tokenizer: Any) -> Suite:
     return Suite("known", (*right, OpenItem(id="o", capability="talk", prompt="Who?")))
 
 
-def trainer(folder: Path, guard: Guard, *, peft: Any = None, rate: float = 1e-3, **more: Any) -> SFTTrainer:
+def trainer(
+    folder: Path, guard: Guard, *, peft: Any = None, rate: float = 1e-3, evaluated: bool = False, **more: Any
+) -> SFTTrainer:
     data = Dataset.from_list([{"text": f"Customer: question {i}? Agent: answer {i}."} for i in range(16)])
     settings: dict[str, Any] = {"max_steps": 6, "save_strategy": "no", **more}
     args = SFTConfig(
@@ -78,8 +80,8 @@ def trainer(folder: Path, guard: Guard, *, peft: Any = None, rate: float = 1e-3,
         max_length=64, **settings,
     )  # fmt: skip
     return SFTTrainer(
-        tiny_model(), args=args, train_dataset=data, processing_class=tiny_tokenizer(), peft_config=peft,
-        callbacks=[guard],
+        tiny_model(), args=args, train_dataset=data, eval_dataset=data if evaluated else None,
+        processing_class=tiny_tokenizer(), peft_config=peft, callbacks=[guard],
     )  # fmt: skip
 
 
@@ -111,7 +113,58 @@ def test_a_rate_that_wrecks_the_model_is_proven_and_stopped(tmp_path: Path, know
     assert any("→ stop" in line for line in lines)
     report = RunFolder(tmp_path / "backslide").report.read_text()
     assert f"The regression was proven at step {guard.regressed_at}" in report
-    assert "exact (McNemar" in report and "regressed at level 0.025" in report
+    # Two measures share a third of half of α: Holm's first step is at .025 / 3 / 2.
+    assert "exact (McNemar" in report and "betting (bounded drops)" in report
+    assert "tested at level" in report and "**decided**" in report
+
+
+def test_power_mode_decides_over_the_looks_and_is_the_same_after_resuming(tmp_path: Path, known: Suite) -> None:
+    more: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}
+    guard = Guard(known, every=2, test="joint", say=lambda _: None)
+    trainer(tmp_path / "whole", guard, rate=0.3, **more).train()
+    assert guard.regressed_at is not None and guard.verdict is not None and guard.verdict.zone is Zone.REGRESSED
+    alarmed = next(look for look in guard.looks if look.step == guard.regressed_at)
+    (row,) = alarmed.capabilities
+    assert row.decided_by == "probability" and row.soft is not None and not row.soft.exact
+    assert row.soft.method.startswith("joint sign-flip over all looks and capabilities")
+    # Half of α over three looks: by look k at most k/3 of it is spent.
+    assert [look.capabilities[0].main.tested_at for look in guard.looks] == pytest.approx(
+        [0.025 * k / 3 for k in range(1, len(guard.looks) + 1)]
+    )
+    assert RunFolder(tmp_path / "whole" / "backslide").config["test"] == "joint"
+    # The last look again, after the checkpoint of step 4: it is fed the looks before it.
+    again = Guard(known, every=2, test="joint", say=lambda _: None)
+    trainer(tmp_path / "whole", again, rate=0.3, **more).train(resume_from_checkpoint=True)
+    assert [look.to_dict() for look in again.looks] == [look.to_dict() for look in guard.looks]
+
+
+def test_a_best_checkpoint_loaded_at_the_end_is_a_look_that_was_planned(tmp_path: Path, known: Suite) -> None:
+    for test in ("exact", "joint"):
+        guard = Guard(known, every=3, test=test, say=lambda _: None)
+        more = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
+        trainer(tmp_path / test, guard, evaluated=True, load_best_model_at_end=True, **more).train()
+        assert len(guard.looks) == 2 and guard.verdict is not None
+        share = guard.looks[0].capabilities[0].main.tested_at
+        assert share <= 0.025 / 3, "two looks and one more share half of α"
+
+
+def test_half_precision_has_a_noise_floor(tmp_path: Path, known: Suite, tokenizer: Any) -> None:
+    import torch
+
+    exact = tiny_model()
+    assert Scorer(known, exact, tokenizer).baseline(exact).header.noise == {}
+    rough = tiny_model().to(torch.bfloat16)
+    scorer = Scorer(known, rough, tokenizer)
+    record = scorer.baseline(rough)
+    assert record.outcomes == scorer.measure(rough).outcomes
+    assert set(record.header.noise) == {"accuracy", "probability"} and record.header.noise["probability"] > 0
+    record.save(tmp_path / "r.jsonl")
+    assert Record.load(tmp_path / "r.jsonl") == record
+
+
+def test_the_tests_are_named(known: Suite) -> None:
+    with pytest.raises(ConfigError, match="test is 'magic', one of exact, joint is needed"):
+        Guard(known, test="magic")
 
 
 def test_a_loss_that_is_not_finite_never_passes(tmp_path: Path, known: Suite) -> None:
@@ -184,7 +237,7 @@ def test_tune_saves_a_model_that_the_gate_can_judge(
 
 def judge_of(tuned: Any, suite: Suite) -> Any:
     """What `check` must find: the run's own final record, at an undivided α."""
-    from backslide.verdict import judge
+    from backslide.judge import judge
 
     return judge(Record.load(tuned.run.baseline), Record.load(tuned.run.final)).capabilities
 
@@ -241,6 +294,11 @@ def test_the_command_line_from_baseline_to_gate(
     assert code == 0 and json.loads(out)["accuracy"]["known"]["right"] == 80 and "\r" not in err
     code, out, _ = call(capsys, "check", folder, "--baseline", base, "--suite", tmp_path / "s.jsonl")
     assert code == 3 and "undecided" in out
+    code, out, _ = call(capsys, "power", "--suite", tmp_path / "s.jsonl", "--baseline", base, "--looks", "4")
+    assert code == 0 and "known" in out and "4 looks" in out
+    code, out, _ = call(capsys, "power", "--suite", tmp_path / "s.jsonl", "--format", "json")
+    (row,) = json.loads(out)["capabilities"]
+    assert code == 0 and row["gate_items"] + row["monitor_items"] == 80 and 0 < row["gate"] < 1
     other = tmp_path / "other"
     tiny_model(seed=3).save_pretrained(other)
     tiny_tokenizer().save_pretrained(other)
@@ -283,6 +341,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (("check", renamed, "--baseline", base, *suite), "another tokenizer or chat template"),
         (("check", folder, "--baseline", "gone.jsonl", *suite), "gone.jsonl: no such file"),
         (("check", folder, "--baseline", base, *suite, "--alpha", "2"), "alpha is 2"),
+        (("power", *suite, "--looks", "0"), "looks is 0"),
+        (("power", "--baseline", base), "not on repertoire"),
+        (("power", *suite, "--flip-rate", "0"), "flip-rate is 0"),
         (("tune", tmp_path / "typo.toml"), "unknown key 'lr'"),
         (("tune", tmp_path / "none.toml"), "no usable text"),
         (("tune", "gone.toml"), "gone.toml: no such file"),

@@ -17,7 +17,8 @@ from backslide.files import dump
 from backslide.guard.monitor import State, conclude, on_log, on_look
 from backslide.guard.policy import Action, check, decide
 from backslide.guard.schedule import LOOKS, plan_looks
-from backslide.verdict import Verdict, Zone, broken, judge
+from backslide.judge import judge
+from backslide.verdict import Verdict, Zone, broken
 from builders import choices, flipped, record
 
 RETAINED = judge(record(choices([True, False] * 400)), record(choices([True, False] * 400), step=8))

@@ -11,15 +11,16 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from backslide.errors import InputError, MismatchError, RunError, SuiteError
-from backslide.guard import monitor, policy, schedule
+from backslide.errors import ConfigError, InputError, MismatchError, RunError, SuiteError
+from backslide.guard import joint, monitor, policy, schedule
+from backslide.judge import Alarms, judge
 from backslide.record import Record, pair
 from backslide.report.markdown import write_report
 from backslide.rundir import RunFolder
 from backslide.scoring.engine import Progress, Scorer, Settings, versions
 from backslide.suite.item import OpenItem
 from backslide.suite.suite import Suite
-from backslide.verdict import Level, Tolerance, Verdict, Zone, judge, main_row
+from backslide.verdict import Level, Tolerance, Verdict, Zone, main_row
 
 logger = logging.getLogger("backslide")
 
@@ -34,6 +35,9 @@ class Guard(TrainerCallback):
         on_regression: `warn`, `stop`, or a function from a look's `Verdict` to one of these or None.
         tolerance: accepted drop in accuracy of a capability, as a share.
         alpha: probability of a false alarm over the whole run.
+        test: how α is kept over the looks. `exact`: shared out to looks and capabilities, valid whatever the outcomes
+            are. `joint`: sign-flips of whole trajectories, which sees smaller drops; exact where each item's drops are
+            as likely as their mirror image if nothing was lost, else asymptotic.
         baseline: a record of the base model, or its file, so that it is not measured again.
         run_dir: the run's folder. Default: `backslide` in the trainer's `output_dir`.
         settings: how the suite is asked.
@@ -55,6 +59,7 @@ class Guard(TrainerCallback):
         on_regression: policy.Policy = "warn",
         tolerance: float = 0.03,
         alpha: float = 0.05,
+        test: str = "exact",
         baseline: Record | str | Path | None = None,
         run_dir: str | Path | None = None,
         settings: Settings | None = None,
@@ -72,6 +77,10 @@ class Guard(TrainerCallback):
         self._policy = policy.check(on_regression)
         self._tolerance = Tolerance(accuracy=tolerance)
         self._alpha = Level(fail=alpha, passing=alpha).fail
+        if test not in monitor.TESTS:
+            raise ConfigError(f"test is {test!r}, one of {', '.join(monitor.TESTS)} is needed")
+        self._test = test
+        self._joint: joint.Joint | None = None
         self._given = Record.load(baseline) if isinstance(baseline, (str, Path)) else baseline
         self._run_dir = Path(run_dir) if run_dir is not None else None
         self._settings = settings
@@ -108,7 +117,9 @@ class Guard(TrainerCallback):
         self.looks, self._last, self.verdict, self.final = [], None, None, None
         resumed = state.global_step > 0
         looks = schedule.plan_looks(state.max_steps, every=self._every, looks=self._looks)
-        self._state = monitor.State(looks=looks, alpha=self._alpha)
+        extra = int(bool(getattr(args, "load_best_model_at_end", False)))
+        self._state = monitor.State(looks=looks, alpha=self._alpha, extra=extra)
+        self._joint = joint.Joint(self._state.looks_alpha, self._state.planned) if self._test == "joint" else None
         if resumed:
             self._resume(state.global_step)
             return
@@ -143,7 +154,7 @@ class Guard(TrainerCallback):
         step = state.global_step
         # The final weights may be others than the last look's: an early stop, or the best checkpoint loaded.
         if self._last is None or self._last.step != step or getattr(args, "load_best_model_at_end", False):
-            self._last = self._judge(self._measure(model, "monitor", step), self._state.level)
+            self._last = self._judge_look(self._measure(model, "monitor", step))
         self.final = self._measure(model, "gate", step, replies=True)
         gate = self._judge(self.final, self._state.gate_level)
         self.verdict = monitor.conclude(self._state, self._last, gate)
@@ -162,7 +173,9 @@ class Guard(TrainerCallback):
     def _take_baseline(self, model: Any) -> Record:
         assert self._scorer is not None
         if self._given is None:
-            return self._scorer.measure(model, adapters=False, name=self._name or _name(model), progress=self._progress)
+            return self._scorer.baseline(
+                model, adapters=False, name=self._name or _name(model), progress=self._progress
+            )
         # Everything that must be equal, before a step is made.
         unanswered = self._scorer.unanswered(model, adapters=False)
         pair(self._given, unanswered)
@@ -179,7 +192,7 @@ class Guard(TrainerCallback):
         record = self._measure(model, "monitor", step)
         if self._writes and self.run is not None:
             record.save(self.run.step(step))
-        verdict = self._judge(record, self._state.level)
+        verdict = self._judge_look(record)
         self._state, events, action = monitor.on_look(self._state, step, verdict, self._policy)
         events[0].update(record.header.cost)
         self._write(events)
@@ -194,9 +207,19 @@ class Guard(TrainerCallback):
             model, part=part, replies=replies, name=self._name or _name(model), step=step, progress=self._progress
         )
 
-    def _judge(self, record: Record, level: Level) -> Verdict:
+    def _judge(self, record: Record, level: Level, alarms: Alarms | None = None) -> Verdict:
         assert self.baseline is not None
-        return judge(self.baseline, record, tolerance=self._tolerance, level=level)
+        return judge(self.baseline, record, tolerance=self._tolerance, level=level, alarms=alarms)
+
+    def _judge_look(self, record: Record) -> Verdict:
+        assert self._state is not None and self.baseline is not None
+        if self._state.spent:
+            # Beyond what was planned, such as a run resumed at its last step: it proves nothing, and α is kept.
+            return self._judge(record, self._state.level, Alarms(frozenset(), self._state.looks_alpha, "no test left"))
+        if self._joint is None:
+            return self._judge(record, self._state.level)
+        self._joint, alarms = joint.on_record(self._joint, self.baseline, record)
+        return self._judge(record, self._state.level, alarms)
 
     def _resume(self, step: int) -> None:
         assert self.run is not None and self._state is not None
@@ -214,7 +237,7 @@ class Guard(TrainerCallback):
         for record in self.run.steps():
             at = record.header.step
             if at is not None and at <= step and self._state.due(at):
-                verdict = self._judge(record, self._state.level)
+                verdict = self._judge_look(record)
                 self._state, _, _ = monitor.on_look(self._state, at, verdict, "warn")
                 self._last = verdict
                 self.looks.append(verdict)
@@ -242,6 +265,7 @@ class Guard(TrainerCallback):
             "suite_hash": self.suite.hash,
             "alpha": self._alpha,
             "tolerance": self._tolerance.accuracy,
+            "test": self._test,
             "looks": list(looks),
             "on_regression": self._policy if isinstance(self._policy, str) else "function",
             "setup": {

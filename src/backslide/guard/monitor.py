@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from backslide.guard.policy import Action, Policy, decide
+from backslide.stats.sequential import spending
 from backslide.verdict import Level, Verdict, Zone, broken
 
 Event = dict[str, Any]
 
 GATE_SHARE = 0.5
 """Share of α that is kept for the one look at the gate half; the looks at the monitor half share the rest."""
+
+TESTS = ("exact", "joint")
+"""How α is kept over the looks; see `backslide.Guard`."""
 
 LOSSES = ("loss", "eval_loss", "grad_norm")
 """What is taken from a trainer's log."""
@@ -33,6 +37,8 @@ class State:
     """Planned steps, all of them, before the first."""
     alpha: float
     """Probability of a false `regressed` over the whole run."""
+    extra: int = 0
+    """Looks planned beside these: one more where the best checkpoint is loaded at the end."""
     done: tuple[int, ...] = ()
     """Steps looked at."""
     zones: tuple[Zone, ...] = ()
@@ -43,9 +49,25 @@ class State:
     """Why the run cannot pass any more, such as a loss that is not finite."""
 
     @property
+    def planned(self) -> int:
+        """Number of planned looks."""
+        return len(self.looks) + self.extra
+
+    @property
+    def spent(self) -> bool:
+        """Whether all planned looks were taken, so that a further one has no α left."""
+        return len(self.done) >= self.planned
+
+    @property
+    def looks_alpha(self) -> float:
+        """What all looks at the monitor half share."""
+        return self.alpha * (1 - GATE_SHARE)
+
+    @property
     def level(self) -> Level:
-        """Error probabilities of one look at the monitor half: α's share over the planned looks."""
-        return Level(fail=self.alpha * (1 - GATE_SHARE) / len(self.looks), passing=self.alpha)
+        """Error probabilities of one look at the monitor half: equal shares over the planned looks."""
+        share = spending(self.looks_alpha, self.planned).init().level(1)
+        return Level(fail=share, passing=self.alpha)
 
     @property
     def gate_level(self) -> Level:
