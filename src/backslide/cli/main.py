@@ -175,6 +175,44 @@ def report(
     _show_run(screen, run)
 
 
+@app.command()
+def power(
+    suite: SuiteOption = "repertoire",
+    baseline: Annotated[
+        Path | None, typer.Option(help="A record of the base model: its own probabilities tell what to expect.")
+    ] = None,
+    looks: Annotated[int, typer.Option(help="Looks at the monitor half during the run.")] = 20,
+    alpha: Annotated[float, typer.Option(help="Probability of a false alarm over the whole run.")] = 0.05,
+    power: Annotated[float, typer.Option(help="Wanted probability of proving the drop.")] = 0.8,
+    tolerance: Annotated[float, typer.Option(help="Accepted drop in accuracy of a capability, as a share.")] = 0.03,
+    flip_rate: Annotated[
+        float, typer.Option(help="Share of items that flip, where there is no baseline to tell.")
+    ] = 0.1,
+    form: FormatOption = Format.text,
+) -> None:
+    """The smallest drop, in points, that a suite can prove: at the gate, and at one of the looks of a run."""
+    import dataclasses
+    import math
+
+    from backslide.planning import reach
+    from backslide.record import Record
+    from backslide.report.terminal import reach_table
+    from backslide.suite.suite import Suite
+
+    screen = Screen(as_json=form is Format.json)
+    chosen = Suite.load(suite)
+    record = Record.load(baseline) if baseline is not None else None
+    rows = reach(chosen, record, looks=looks, alpha=alpha, power=power, tolerance=tolerance, flip_rate=flip_rate)
+    screen.show(reach_table(rows, looks))
+    source = f"expected from {baseline}" if baseline is not None else f"assuming that {flip_rate:.0%} of the items flip"
+    screen.show(f"points that are proven with probability {power:g}, α = {alpha:g} over the whole run; {source}")
+    finite = [
+        {key: value if not isinstance(value, float) or math.isfinite(value) else None for key, value in row.items()}
+        for row in map(dataclasses.asdict, rows)
+    ]
+    screen.result({"suite": chosen.name, "looks": looks, "alpha": alpha, "power": power, "capabilities": finite})
+
+
 @suite_app.command("ls")
 def suite_ls(suite: SuiteOption = "repertoire", form: FormatOption = Format.text) -> None:
     """Count the items of each capability, and of its halves."""

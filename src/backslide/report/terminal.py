@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from backslide.planning import Reach
 from backslide.report.summary import Reply, Summary, loss_span
 from backslide.report.text import plain
 from backslide.verdict import CapabilityVerdict, Verdict, Zone, main_row
@@ -23,7 +24,9 @@ def zone(value: Zone) -> Text:
 
 def verdict_table(verdict: Verdict) -> Table:
     """A row for each capability, and one for all items."""
-    table = _table("capability", "items", "before", "after", "drop, points", "bounds", "lost", "won", "verdict")
+    table = _table(
+        "capability", "items", "before", "after", "drop, points", "bounds", "lost", "won", "p(right)", "verdict", "by"
+    )  # fmt: skip
     rows = [*verdict.capabilities, *([verdict.pooled] if verdict.pooled is not None else [])]
     for row in rows:
         table.add_row(
@@ -35,7 +38,30 @@ def verdict_table(verdict: Verdict) -> Table:
             f"{_points(row.lower)} to {_points(row.upper)}",
             _count(row.lost),
             _count(row.won),
+            _points(row.soft.drop) if row.soft is not None else "–",
             zone(row.zone),
+            row.decided_by or "–",
+        )
+    return table
+
+
+def reach_table(rows: Sequence[Reach], looks: int) -> Table:
+    """The smallest drop, in points, that each capability can prove; `–` where none can be."""
+    table = _table(
+        "capability", "gate items", "accuracy", "p(right)", "monitor items", f"accuracy, {looks} looks", "p(right)",
+        "flips expected", "gate items for the tolerance",
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            Text(plain(row.capability, 40)),
+            str(row.gate_items),
+            _smallest(row.gate),
+            _smallest(row.gate_soft),
+            str(row.monitor_items),
+            _smallest(row.monitor),
+            _smallest(row.monitor_soft),
+            f"{row.flip_rate:.1%}",
+            f"{row.items_for_tolerance:,}",
         )
     return table
 
@@ -105,7 +131,7 @@ def _table(first: str, *others: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column(first)
     for name in others:
-        table.add_column(name, justify="left" if name == "verdict" else "right")
+        table.add_column(name, justify="left" if name in ("verdict", "by") else "right")
     return table
 
 
@@ -143,6 +169,10 @@ def _points(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "any"
     return f"{value * 100:+.1f}".replace("-", "−")
+
+
+def _smallest(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value * 100:.1f}"
 
 
 def _count(value: int | None) -> str:

@@ -1,0 +1,100 @@
+"""What a suite can see: levels, and drops that are expected from a baseline."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from backslide.errors import ConfigError, MismatchError
+from backslide.planning import NOISE, reach
+from backslide.record import Outcome
+from backslide.stats.expected import planned_drops
+from backslide.stats.power import smallest_betting_drop, smallest_drop
+from backslide.suite.item import AnswerItem, ChoiceItem, TextItem
+from backslide.suite.suite import Suite
+from builders import record
+
+CHOICES = tuple(
+    ChoiceItem(id=f"c{i}", capability="choice", prompt=f"{i}?", choices=("a", "b"), gold=0) for i in range(240)
+)
+ANSWERS = tuple(AnswerItem(id=f"a{i}", capability="answer", prompt=f"{i}?", answers=("x",)) for i in range(120))
+SUITE = Suite("s", (*CHOICES, *ANSWERS, TextItem(id="t", capability="text", text="It was a bright cold day.")))
+
+
+def outcomes(p: float) -> list[Outcome]:
+    scores = (math.log(p), math.log(1 - p))
+    return [
+        Outcome(
+            id=item.id, kind="choice", capability="choice", request="r", correct=p > 0.5, p=p, scores=scores,
+            greedy=(True, False),
+        )
+        for item in CHOICES
+    ]  # fmt: skip
+
+
+def test_levels_and_counts_are_those_of_a_guarded_run() -> None:
+    choice, answer = reach(SUITE, looks=10, alpha=0.05, flip_rate=0.4)
+    gate = {item.id for item in SUITE.part("gate")}
+    assert choice.gate_items == sum(item.id in gate for item in CHOICES)
+    assert choice.gate_items + choice.monitor_items == 240 and answer.gate_items + answer.monitor_items == 120
+    # Two measures of the choices, the answers, the text, and all items together: five tests of a look.
+    expected = smallest_drop(answer.gate_items, flip_rate=0.4, alpha=0.025 / 5)
+    assert answer.gate == expected and answer.gate_soft is None and answer.spread is None
+    assert answer.monitor == smallest_drop(answer.monitor_items, flip_rate=0.4, alpha=0.025 / 50)
+
+
+def test_a_drop_that_large_is_proven_so_often() -> None:
+    """The oracle: trinomial flips and McNemar's test, drawn at random."""
+    (answer,) = reach(Suite("s", ANSWERS * 1), looks=4, power=0.8, flip_rate=0.3)
+    n, drop = answer.gate_items, answer.gate
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(n, [(0.3 + drop) / 2, (0.3 - drop) / 2, 0.7], size=4000)
+    p = binom.sf(counts[:, 0] - 1, counts[:, 0] + counts[:, 1], 0.5)
+    assert np.mean(p <= 0.025) == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_baseline_that_is_sure_of_its_answers_is_expected_to_flip_little() -> None:
+    rows = {}
+    for p in (0.55, 0.95):
+        rows[p] = reach(SUITE, record(outcomes(p), suite_hash=SUITE.hash))[0]
+    assert rows[0.55].flip_rate > 0.35 and rows[0.95].flip_rate < 0.01
+    drops = planned_drops([0.55] * 240, shift=0.0, noise=NOISE)
+    assert rows[0.55].spread == pytest.approx(drops.std())
+    assert rows[0.55].gate_soft == smallest_betting_drop(drops, rows[0.55].gate_items, alpha=0.025 / 5)
+    assert rows[0.95].gate_soft is not None and rows[0.55].gate_soft is not None
+    assert rows[0.95].gate_soft < rows[0.55].gate_soft
+
+
+def test_where_expected_flips_cannot_prove_it_more_must_flip_and_all_be_lost() -> None:
+    (row,) = reach(Suite("s", ANSWERS), looks=20, flip_rate=0.02)
+    assert smallest_drop(row.monitor_items, flip_rate=0.02, alpha=0.025 / 20) == math.inf
+    # All of the flips are losses: F ~ Bin(n, drop) must reach the fewest losses that the test rejects at.
+    fewest = next(k for k in range(1, 99) if 0.5**k <= 0.025 / 20)
+    assert binom.sf(fewest - 1, row.monitor_items, row.monitor) == pytest.approx(0.8, abs=0.01)
+
+
+def test_more_looks_see_less_at_each() -> None:
+    few, many = (reach(SUITE, looks=looks)[0] for looks in (2, 200))
+    assert few.gate == many.gate and few.monitor < many.monitor
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"alpha": 0}, "alpha is 0"), ({"alpha": 0.6}, "alpha is 0.6"), ({"power": 1.0}, "power is 1.0"),
+        ({"looks": 0}, "looks is 0"), ({"tolerance": 0}, "tolerance is 0"), ({"flip_rate": 1.5}, "flip-rate is 1.5"),
+        ({"alpha": math.nan}, "alpha is nan"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        reach(SUITE, **options)
+
+
+def test_a_baseline_of_another_suite_is_refused() -> None:
+    with pytest.raises(MismatchError, match="another|measured on the suite"):
+        reach(SUITE, record(outcomes(0.7)))
