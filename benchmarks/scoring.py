@@ -11,6 +11,7 @@ machine that slows down in between favours neither.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import math
@@ -67,6 +68,7 @@ def compare(loaded: Any, instances: list[Any], theirs: list[Any], ours: list[Any
         return {"replies equal": sum(a == b for a, b in zip(theirs, ours, strict=True)), "of": len(ours)}
     found: dict[str, Any] = {
         "largest difference": max(abs(a[0] - b[0]) for a, b in zip(theirs, ours, strict=True)),
+        "beyond 1e-4": sum(abs(a[0] - b[0]) > 1e-4 for a, b in zip(theirs, ours, strict=True)),
         "greedy flags differ": sum(a[1] != b[1] for a, b in zip(theirs, ours, strict=True)),
         "of": len(ours),
     }
@@ -111,18 +113,28 @@ def measure(case: Case, model: Any, tokenizer: Any, data: Path, docs: int, tunin
 
 
 def half_precision(data: Path, docs: int) -> dict[str, float]:
-    """bf16: how far lm-eval is from itself at two batch sizes, and how far the engine is from either."""
+    """bf16: how far lm-eval is from itself at two batch sizes, the engine from either, and each from fp32.
+
+    lm-eval takes the log-softmax in the dtype of the model unless it is told otherwise, the engine in fp32; `fp32
+    softmax` is lm-eval told so. The truth is the same bf16 weights, computed in fp32.
+    """
     loaded = load_model(BUILTIN, dtype="bfloat16")
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for case in (CASES[0], CASES[1]):
             instances = task(case, data, Path(folder), docs).instances
-            scores = {
-                str(size): ask(HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=size), instances)
-                for size in (1, 16)
-            }
+            scores: dict[str, list[Any]] = {}
+            for size in (1, 16):
+                for name, options in ((str(size), {}), (f"{size}, fp32 softmax", {"softmax_dtype": "float32"})):
+                    lm = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=size, **options)
+                    scores[name] = ask(lm, instances)
             scores["ours"] = ask(EngineLM(loaded.model, loaded.tokenizer), instances)
-            for a, b in (("1", "16"), ("1", "ours"), ("16", "ours")):
+            scores["truth"] = ask(EngineLM(copy.deepcopy(loaded.model).float(), loaded.tokenizer), instances)
+            for a, b in (
+                ("1", "16"), ("1", "ours"), ("16", "ours"),
+                ("1, fp32 softmax", "16, fp32 softmax"), ("1, fp32 softmax", "ours"), ("16, fp32 softmax", "ours"),
+                ("1", "truth"), ("16", "truth"), ("1, fp32 softmax", "truth"), ("ours", "truth"),
+            ):  # fmt: skip
                 gaps = [abs(x[0] - y[0]) for x, y in zip(scores[a], scores[b], strict=True)]
                 found[f"{case.name}: {a} and {b}, largest"] = max(gaps)
                 found[f"{case.name}: {a} and {b}, root mean square"] = math.sqrt(sum(g * g for g in gaps) / len(gaps))
@@ -246,8 +258,9 @@ def main() -> None:
     )
     parser.add_argument("--docs", type=int, default=300)
     parser.add_argument("--tuning", type=int, default=24, help="documents on which lm-eval's batch size is chosen")
-    parser.add_argument("--only", action="append", help="a task's name; may be given again")
-    parser.add_argument("--tasks-only", action="store_true", help="leave out bf16, adapters, memory and planning")
+    parser.add_argument(
+        "--only", action="append", help="a task's name, planning, memory, adapters or bf16; may be given again"
+    )
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -269,12 +282,14 @@ def main() -> None:
         row = measure(case, loaded.model, loaded.tokenizer, options.data, options.docs, options.tuning)
         found["tasks"].append(row)
         console.print_json(json.dumps(row), indent=None)
-    if not options.tasks_only:
-        size = next((row["batch size"] for row in found["tasks"] if "first_n" in row["task"]), 16)
-        found["planning"] = planning()
-        found["memory"] = memory(options.data, size)
-        found["adapters"] = adapters(options.data, 100)
-        found["bf16"] = half_precision(options.data, 100)
+    size = next((row["batch size"] for row in found["tasks"] if "first_n" in row["task"]), 4)
+    more: dict[str, Callable[[], Any]] = {
+        "planning": planning,
+        "memory": lambda: memory(options.data, size),
+        "adapters": lambda: adapters(options.data, 100),
+        "bf16": lambda: half_precision(options.data, 100),
+    }
+    found |= {name: call() for name, call in more.items() if not options.only or name in options.only}
     show(console, found["tasks"])
     console.print_json(json.dumps({key: value for key, value in found.items() if key != "tasks"}))
     if options.out:

@@ -22,6 +22,7 @@ from backslide.suite.item import AnswerItem, ChoiceItem, Item, OpenItem, TextIte
 from backslide.suite.suite import Suite
 from backslide.testing import tiny_model, tiny_tokenizer
 from backslide.verdict import Zone
+from backslide_models import other_model
 
 CLOSE = 1e-4
 
@@ -217,33 +218,22 @@ def test_packing_shares_the_prompt(model: Any, tokenizer: Any) -> None:
 # Other architectures, wrappers and tokenizers.
 
 
-def other_model(kind: str) -> Any:
-    from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, Qwen2Config
-
-    sizes = {
-        "vocab_size": 261, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3,
-        "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1,
-    }  # fmt: skip
-    gpt = {"n_positions": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": True}
-    config = {
-        "qwen2": lambda: Qwen2Config(**sizes, tie_word_embeddings=True),
-        "mistral": lambda: MistralConfig(**sizes, sliding_window=16),
-        "gpt2": lambda: GPT2Config(vocab_size=261, eos_token_id=0, bos_token_id=0, initializer_range=0.3, **gpt),
-    }[kind]()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config).eval()
-
-
-@pytest.mark.parametrize(("kind", "tree"), [("qwen2", True), ("gpt2", True), ("mistral", False)])
-def test_other_architectures(kind: str, tree: bool, tokenizer: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("qwen2", None),
+        ("gpt2", None),
+        ("mistral", "sliding window"),
+        ("gemma3", "sliding_attention"),
+        ("mamba", "linear_attention"),
+    ],
+)
+def test_other_architectures(kind: str, why: str | None, tokenizer: Any) -> None:
     other = other_model(kind)
     record = Scorer(SUITE, other, tokenizer).measure(other)
     agree(record, ITEMS, other, tokenizer, True, 256)
     said = [note for note in record.header.notes if "plain rows" in note]
-    assert bool(said) is not tree
-    assert not said or "sliding window" in said[0]
+    assert (why in said[0]) if why else not said
 
 
 def test_eager_attention_scores_the_same(model: Any, tokenizer: Any) -> None:
