@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from backslide.files import read_json, write_json
+from backslide.files import dump, read_json, write_text
 from backslide.models import BUILTIN, load_model
 from backslide.scoring.engine import Scorer, Settings
 from backslide.suite.item import ChoiceItem
@@ -113,7 +113,7 @@ def main() -> None:
             begin = time.perf_counter()
             runs.append(run(rate, seed, options.data, options.items))
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(options.out, {"runs": runs})
+            write_text(options.out, dump({"runs": runs}) + "\n")
             for entry in runs[-1]["looks"]:
                 shares = {t: sum(entry[t]["right"]) / len(entry[t]["right"]) for t in TASKS}
                 means = {t: sum(entry[t]["p"]) / len(entry[t]["p"]) for t in TASKS}

@@ -112,7 +112,9 @@ def test_the_base_itself_loses_and_wins_nothing(tmp_path: Path, tiny_folder: Pat
     tuned = tune(config(tmp_path, tiny_folder), suite=choices)
     for part in ("gate", "monitor", "all"):
         verdict = check_model(str(tiny_folder), tuned.run.baseline, suite=choices, part=part, tolerance=0.15)
-        assert [(row.lost, row.won, row.drop, row.soft and row.soft.drop) for row in verdict.capabilities] == [(0, 0, 0, 0)] * 2
+        assert [(row.lost, row.won, row.drop, row.soft and row.soft.drop) for row in verdict.capabilities] == [
+            (0, 0, 0, 0)
+        ] * 2
         assert verdict.zone is Zone.RETAINED and verdict.exit_code == 0
 
 

@@ -41,8 +41,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from backslide.stats.multiplicity import check_level
-from backslide.stats.paired import FloatArray
+from backslide.stats.paired import FloatArray, check_level
 from backslide.stats.sequential import SequentialTest, exactly, positive, same_test
 
 SHARES = (0.08, 0.2, 0.35, 0.5, 0.65, 0.9)

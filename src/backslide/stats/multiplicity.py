@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from backslide.stats.paired import check_level
+
 
 @dataclass(frozen=True, slots=True)
 class Holm:
@@ -86,12 +88,6 @@ def all_pass(p_values: ArrayLike, alpha: float) -> bool:
     p = _p_values(p_values)
     check_level("alpha", alpha)
     return bool(p.max() <= alpha)
-
-
-def check_level(name: str, alpha: float) -> None:
-    """Refuse what is no one-sided level. Raises `ValueError` outside (0, 0.5]."""
-    if not 0.0 < alpha <= 0.5:
-        raise ValueError(f"{name} (={alpha}) must be in (0, 0.5]: pass a one-sided level such as 0.05")
 
 
 def _p_values(p_values: ArrayLike) -> NDArray[np.float64]:

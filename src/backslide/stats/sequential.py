@@ -33,7 +33,8 @@ from typing import Any, Generic, TypeVar
 
 from numpy.typing import ArrayLike
 
-from backslide.stats.multiplicity import check_level, holm
+from backslide.stats.multiplicity import holm
+from backslide.stats.paired import check_level
 
 S = TypeVar("S")
 X = TypeVar("X")

@@ -56,8 +56,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from backslide.stats.multiplicity import check_level
-from backslide.stats.paired import FloatArray, IntArray
+from backslide.stats.paired import FloatArray, IntArray, check_level
 from backslide.stats.sequential import SequentialTest, check_looks, exactly, positive, same_test
 
 _CHUNK = 64  # rows of eight units at a time; what is gathered then stays in the cache
