@@ -190,7 +190,10 @@ def test_long_prompts_leave_room_for_the_reply(model: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("option", [{"do_sample": True}, {"temperature": 0.7, "do_sample": True}, {"num_beams": 4}])
+@pytest.mark.parametrize(
+    "option",
+    [{"do_sample": True}, {"temperature": 0.7, "do_sample": True}, {"num_beams": 4}, {"repetition_penalty": 1.8}],
+)
 def test_what_is_not_greedy_is_refused(option: dict[str, Any], model: Any) -> None:
     with pytest.raises(ModelError, match="only greedy"):
         engine(model, tiny_tokenizer()).generate_until(instances("generate_until", [("Why?", option)]))

@@ -16,10 +16,10 @@ from transformers import Trainer, TrainingArguments
 
 from backslide.errors import ModelError
 from backslide.guard.callback import Guard
-from backslide.judge import judge, paired_drops
+from backslide.guard.joint import Joint, on_record
+from backslide.judge import judge
 from backslide.models import BUILTIN, load_model
 from backslide.scoring.engine import Scorer, Settings
-from backslide.stats.signflip_sequential import joint_sign_flip
 from backslide.suite.suite import Suite
 from backslide.verdict import Level, Zone
 
@@ -77,7 +77,7 @@ def test_the_base_in_other_batch_sizes(report: Any) -> None:
     chosen = suite("arithmetic", "common_sense", "science", "world_facts")
     first = Scorer(chosen, base.model, base.tokenizer).baseline(base.model, part="monitor")
     level = Level(fail=0.05 / LOOKS)
-    init, update = None, None
+    state = Joint(alpha=0.05, looks=LOOKS)
     alarms, crossed, changed = 0, 0, 0
     for look in range(LOOKS):
         sizes = Settings(row_tokens=32 + 24 * look, batch_tokens=256 + 128 * look)
@@ -85,12 +85,8 @@ def test_the_base_in_other_batch_sizes(report: Any) -> None:
         again = dataclasses.replace(again, header=dataclasses.replace(again.header, conditions=first.header.conditions))
         changed += again.outcomes != first.outcomes
         alarms += judge(first, again, level=level).zone is Zone.REGRESSED
-        drops = list(paired_drops(first, again).values())
-        if init is None:
-            init, update = joint_sign_flip(0.05, LOOKS, [len(d.values) for d in drops])
-            state = init()
-        state, decision = update(state, [d.values for d in drops])
-        crossed += decision.alarm
+        state, proven = on_record(state, first, again)
+        crossed += judge(first, again, level=level, alarms=proven).zone is Zone.REGRESSED
     assert changed > LOOKS // 2, "other batches give other last digits, else this test says nothing"
     for test, count in (("exact", alarms), ("joint", crossed)):
         claim = f"alarms of a real null: base against base in other batch sizes, {test} test"

@@ -1,4 +1,4 @@
-"""LoRA layers computed in two matrix products while scoring, instead of PEFT's chain of casts and sums.
+"""Adapters while scoring: switched off to get at the base, and LoRA layers computed in two matrix products.
 
 PEFT keeps adapters in fp32 over half-precision weights, which is right for training. While scoring, the chain of
 casting the input up, two small products in fp32, scaling, adding and casting down takes nearly as long as the model
@@ -14,6 +14,46 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+
+from backslide.errors import ModelError
+
+_KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")
+"""Ways to initialise LoRA that leave the weights of the base as they are."""
+
+
+@contextmanager
+def base_of(model: Any) -> Iterator[None]:
+    """Within the context, `model` is the base under its adapters, whoever put them there; without any it is itself.
+
+    Raises `ModelError` where the base is not there any more: the adapter is merged into it, or took a part of it when
+    it was made (PiSSA, OLoRA and the like).
+    """
+    layers = [module for module in model.modules() if hasattr(module, "base_layer") and hasattr(module, "merged")]
+    if any(layer.merged for layer in layers):
+        raise ModelError("the adapter is merged into the weights of its base; call unmerge_adapter() before measuring")
+    for config in (getattr(model, "peft_config", None) or {}).values():
+        how = getattr(config, "init_lora_weights", True)
+        if how not in _KEEPS_BASE:
+            raise ModelError(
+                f"the adapter was made with init_lora_weights={how!r}, which takes a part of the base's weights: with "
+                "the adapter off it is another model; use init_lora_weights=True"
+            )
+    if hasattr(model, "disable_adapter"):
+        with model.disable_adapter():
+            yield
+    elif layers and hasattr(model, "disable_adapters"):
+        # Adapters of transformers' own (model.add_adapter).
+        off = [layer.disable_adapters for layer in layers]
+        model.disable_adapters()
+        try:
+            yield
+        finally:
+            if not all(off):
+                model.enable_adapters()
+    elif layers:
+        raise ModelError("the model has adapters that cannot be switched off; wrap it with peft.get_peft_model")
+    else:
+        yield
 
 
 @contextmanager
@@ -55,6 +95,8 @@ def _pairs(layer: Any) -> list[tuple[Any, Any, float]] | None:
     base: Any = getattr(layer, "base_layer", None)
     if type(base) is not torch.nn.Linear or layer.disable_adapters or layer.merged:
         return None
+    if torch.is_autocast_enabled(base.weight.device.type):
+        return None  # it casts what the two products would not
     pairs: list[tuple[Any, Any, float]] = []
     for name in layer.active_adapters:
         if name not in layer.lora_A:

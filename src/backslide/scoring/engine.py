@@ -21,6 +21,7 @@ from backslide.models import model_fingerprint, tokenizer_fingerprint
 from backslide.noise import noise_between
 from backslide.record import Header, Outcome, Record
 from backslide.scoring.execute import Score
+from backslide.scoring.forward import is_exact, uncompiled
 from backslide.scoring.requests import Asked, ask
 from backslide.scoring.runner import Runner, default_batch
 from backslide.scoring.session import session
@@ -118,6 +119,7 @@ class Scorer:
             progress: see `Progress`.
         """
         begin = time.perf_counter()
+        model = uncompiled(model)
         outcomes: list[Outcome] = []
         tokens = 0
         with session(model, self.tokenizer, adapters=adapters):
@@ -146,7 +148,7 @@ class Scorer:
         the replies to `open` items, which decide nothing. In fp32 batches differ by less than anything that counts.
         """
         record = self.measure(model, part=part, adapters=adapters, **more)
-        if record.header.conditions["dtype"] == "float32":
+        if is_exact(model):
             return record
         sizes = {name: -(-record.header.conditions[name] // 2) for name in ("row_tokens", "batch_tokens")}
         other = Scorer(self.suite, model, self.tokenizer, dataclasses.replace(self.settings, **sizes))
@@ -217,6 +219,7 @@ class Scorer:
                 max_length=settings.max_length,
                 max_new_tokens=settings.max_new_tokens,
             )
+            self._notes += tuple(note for note in self._asked[name].notes if note not in self._notes)
         return self._asked[name]
 
     def _conditions(self, model: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from backslide.scoring.forward import accepts, dtype_of, project_only
+from backslide.scoring.forward import accepts, dtype_of, project_only, uncompiled
 from backslide.scoring.memory import Memory
 from backslide.scoring.plan import Batch, Plan, halves
 from backslide.scoring.prefix import Shared, read_prefix
@@ -61,6 +61,7 @@ def execute(
     Returns:
         A score for each request, in their order.
     """
+    model = uncompiled(model)
     memory = memory or Memory()
     scores: list[Score | None] = [None] * len(requests)
     shared: Shared | None = None
@@ -72,7 +73,7 @@ def execute(
         waiting = [planned]
         while waiting:
             batch = waiting.pop()
-            size = len(batch.rows) * batch.length
+            size = len(batch.rows) * (len(batch.prefix) + batch.length)
             if not memory.fits(size) and (parts := halves(batch, requests)):
                 waiting += reversed(parts)
                 continue
@@ -108,10 +109,11 @@ def _batch(
     where = torch.tensor(list(places), device=device)
 
     inputs: dict[str, Any] = {"input_ids": torch.from_numpy(tokens).to(device)}
-    if tree:
+    if tree and (shared is not None or not all(row.linear for row in rows)):
         inputs["attention_mask"] = _ancestors(batch, dtype_of(model), device)
         inputs["position_ids"] = torch.from_numpy(depths).to(device)
     else:
+        # Single sequences need no mask of (L, L), which a long text could not afford.
         lengths = torch.tensor([len(row.tokens) for row in rows])
         inputs["attention_mask"] = (torch.arange(length) < lengths[:, None]).long().to(device)
     if shared is not None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from backslide.errors import ModelError
+
 
 @contextmanager
 def project_only(model: Any, where: Any) -> Iterator[None]:
@@ -18,16 +20,35 @@ def project_only(model: Any, where: Any) -> Iterator[None]:
     version and wrapper because the model's own forward runs, and hands the layer a contiguous 2-D tensor. With
     frozen weights a sliced 3-D one makes torch copy the vocabulary matrix for every row of the batch.
     """
+    asked = 0
 
     def gather(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal asked
+        asked += 1
         hidden = args[0]  # (B, L, H)
-        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, where), *args[1:])
+        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, where.to(hidden.device)), *args[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(gather)
     try:
         yield
     finally:
         handle.remove()
+    if asked != 1:
+        # A compiled graph, for one, runs without hooks that were added later; the logits are then of other places.
+        raise ModelError(f"the model's output layer was called {asked} times in a pass, not once: it cannot be scored")
+
+
+def uncompiled(model: Any) -> Any:
+    """The model behind `torch.compile`, whose graph was traced without the hook of `project_only`."""
+    return getattr(model, "_orig_mod", model)
+
+
+def is_exact(model: Any) -> bool:
+    """Whether the model computes in fp32 throughout, so that layouts can be compared to the last digits."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        return False
+    # Quantised weights are whole numbers; under them embeddings and norms are often kept in fp32.
+    return all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
 def dtype_of(model: Any) -> Any:

@@ -126,7 +126,7 @@ def _greedy(
         chosen = logits.reshape(len(alive), -1).argmax(-1)  # (B,)
         keep = []
         for row, (index, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
-            if token in ends:
+            if token in ends or token in stops[index].tokens:
                 continue
             replies[index].append(token)
             if not stops[index].reached(replies[index]):
@@ -146,6 +146,7 @@ def _greedy(
 def _library(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
     device = next(model.parameters()).device
     pad = pad_token(tokenizer)
+    ends = _ends(model, tokenizer)
     longest = max(len(prompt.tokens) for prompt in prompts)
     tokens = [[pad] * (longest - len(p.tokens)) + list(p.tokens) for p in prompts]
     seen = [[0] * (longest - len(p.tokens)) + [1] * len(p.tokens) for p in prompts]
@@ -159,10 +160,19 @@ def _library(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_toke
         top_p=None,
         top_k=None,
         pad_token_id=pad,
+        eos_token_id=sorted(ends) or None,
         use_cache=True,
+        # Settings that would give another thing than one row of tokens a prompt.
+        return_dict_in_generate=False,
+        num_return_sequences=1,
+        stop_strings=None,
     )
     rows: list[list[int]] = output[:, longest:].tolist()
-    return rows
+    stops = [ends | _Stops(tokenizer, prompt.stop).tokens for prompt in prompts]
+    return [
+        row[: next((place for place, token in enumerate(row) if token in stop), len(row))]
+        for row, stop in zip(rows, stops, strict=True)
+    ]
 
 
 class _Stops:
@@ -170,9 +180,12 @@ class _Stops:
 
     def __init__(self, tokenizer: Any, strings: Sequence[str]) -> None:
         self.tokenizer = tokenizer
-        self.strings = strings
+        # A special token is no text: it is seen by its id, and ends the reply before it.
+        special = tokenizer.get_added_vocab() if strings else {}
+        self.tokens = {int(special[string]) for string in strings if string in special}
+        self.strings = [string for string in strings if string not in special]
         # A string's bytes bound its tokens however the model cuts it, but for a token that reaches out on each side.
-        self.tail = max((len(string.encode()) for string in strings), default=0) + 2
+        self.tail = max((len(string.encode()) for string in self.strings), default=0) + 2
 
     def reached(self, reply: Sequence[int]) -> bool:
         if not self.strings:
@@ -218,10 +231,10 @@ def _is_plain(model: Any) -> bool:
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:
+    """The model's end tokens and the tokenizer's: a template put on a base model ends turns with the latter."""
     end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if end is None:
-        end = tokenizer.eos_token_id
-    return set() if end is None else {int(token) for token in (end if isinstance(end, (list, tuple)) else [end])}
+    ends = end if isinstance(end, (list, tuple)) else [end]
+    return {int(token) for token in (*ends, tokenizer.eos_token_id) if token is not None}
 
 
 def pad_token(tokenizer: Any) -> int:

@@ -22,6 +22,15 @@ from backslide.scoring.requests import Prompt, Tokens, continuations, encode, pr
 from backslide.scoring.runner import Runner, default_batch
 from backslide.scoring.session import session
 
+_GREEDY: dict[str, tuple[Any, ...]] = {
+    "do_sample": (False, None),
+    "temperature": (0, 0.0, None),
+    "num_beams": (1, None),
+    "repetition_penalty": (1, 1.0, None),
+    "num_return_sequences": (1, None),
+}
+"""Settings of generation with the values that leave it greedy."""
+
 
 class EngineLM(TemplateLM):
     """A Hugging Face causal language model, as `lm_eval.models.huggingface.HFLM` would score it.
@@ -124,7 +133,8 @@ class EngineLM(TemplateLM):
             limit = int(options.pop("max_gen_toks"))
             if limit >= self.max_length:
                 raise ModelError(f"max_gen_toks is {limit}, less than the model's {self.max_length} tokens is needed")
-            if options.get("do_sample") or options.get("temperature") or options.get("num_beams", 1) != 1:
+            # What is left must leave greedy decoding as it is.
+            if any(value not in _GREEDY.get(name, ()) for name, value in options.items()):
                 raise ModelError(f"generation settings {options!r} are not greedy; only greedy replies are supported")
             fed: Tokens = tokens[-(self.max_length - limit) :] or (self.prefix_token_id,)
             groups.setdefault(limit, []).append((number, Prompt(str(number), fed, stop)))

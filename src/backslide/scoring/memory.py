@@ -20,11 +20,13 @@ class Attempt:
 
 
 class Memory:
-    """The largest batch that is tried, in tokens with padding: halved each time that memory runs out."""
+    """The largest batch that is tried, in tokens with padding: halved when memory runs out, to the size that worked."""
 
     def __init__(self) -> None:
         self.limit: int | None = None
         """None until memory has run out once."""
+        self.worked = 0
+        """The largest batch that did not run out of it."""
 
     def fits(self, tokens: int) -> bool:
         """Whether a batch of this size is worth a try."""
@@ -43,9 +45,12 @@ class Memory:
             if last or not out_of_memory(error):
                 raise
             attempt.failed = True
+        else:
+            self.worked = max(self.worked, tokens)
         if attempt.failed:
             # Outside of the except clause: the error's traceback holds on to the tensors of the pass.
-            self.limit = max(1, tokens // 2)
+            # What worked before is not given up for one batch that is of another shape.
+            self.limit = max(1, tokens // 2, min(self.worked, tokens - 1))
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
 

@@ -79,6 +79,11 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
     requests += continuations(tokenizer, owners, pairs, max_length)
 
     replying = [item for item in asked if not isinstance(item, ChoiceItem)]
+    if replying and max_new_tokens >= max_length:
+        raise ModelError(
+            f"a reply may have max_new_tokens = {max_new_tokens} tokens, but max_length is {max_length}: nothing is "
+            "left for the prompt; lower max_new_tokens"
+        )
     encoded = encode(tokenizer, [contexts[item.id] for item in replying])
     room = max(1, max_length - max_new_tokens)
     prompts.extend(
@@ -93,7 +98,13 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
         digests[request.item].update(_bytes(request.fed) + b"|" + _bytes(request.targets) + b";")
     for prompt in prompts:
         digests[prompt.item].update(_bytes(prompt.tokens) + "".join(f"|{stop}" for stop in prompt.stop).encode())
-    return Asked(tuple(requests), tuple(prompts), {id: h.hexdigest()[:16] for id, h in digests.items()})
+    long = [item.id for item, tokens in zip(replying, encoded, strict=True) if len(tokens) > room]
+    notes = (
+        (f"{len(long)} prompts are longer than {room} tokens and lose their beginning, such as {long[0]!r}",)
+        if long
+        else ()
+    )
+    return Asked(tuple(requests), tuple(prompts), {id: h.hexdigest()[:16] for id, h in digests.items()}, notes)
 
 
 def continuations(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from backslide.scoring.execute import Score, execute
+from backslide.scoring.forward import uncompiled
 from backslide.scoring.generate import BATCH, generate, pad_token
 from backslide.scoring.memory import Memory
 from backslide.scoring.plan import SAVED, Plan, plan
@@ -31,7 +32,8 @@ class Runner:
         self.row_tokens = row_tokens
         self.batch_tokens = batch_tokens
         self.prompts = BATCH
-        self.memory = Memory()
+        # A reply's cache costs other memory than a pass.
+        self.memory, self.reply_memory = Memory(), Memory()
         self.layout: Layout | None = None
         self._plans: dict[str, Plan] = {}
 
@@ -41,6 +43,7 @@ class Runner:
         """Log-likelihoods of `requests` and the number of tokens computed; the plan is kept under `name`, if any."""
         if not requests:
             return [], 0
+        model = uncompiled(model)
         pad = pad_token(self.tokenizer)
         if self.layout is None:
             self.layout = layout_for(model, requests, pad=pad)
@@ -65,6 +68,7 @@ class Runner:
         """Greedy replies to `prompts`, in their order."""
         if not prompts:
             return []
+        model = uncompiled(model)
         if self.layout is None:
             # The first prompt in place of a request: one of its tokens is asked for.
             shortest = min(prompts, key=lambda prompt: (len(prompt.tokens), prompt.item)).tokens
@@ -77,11 +81,11 @@ class Runner:
             max_new_tokens=max_new_tokens,
             plain=self.layout.tree and self.layout.prefix,
             batch=self.prompts,
-            memory=self.memory,
+            memory=self.reply_memory,
             progress=progress,
         )
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the record should say of how it went."""
-        return (self.layout.notes if self.layout else ()) + self.memory.notes
+        return (self.layout.notes if self.layout else ()) + self.memory.notes + self.reply_memory.notes

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from backslide.scoring.adapters import fast_lora
+from backslide.scoring.adapters import base_of, fast_lora
 
 
 @contextlib.contextmanager
@@ -33,9 +33,9 @@ def session(model: Any, tokenizer: Any, *, adapters: bool = True) -> Iterator[No
         stack.enter_context(_modes(model))
         stack.enter_context(_attribute(tokenizer, "padding_side", "left"))
         stack.enter_context(_plain_forward(model))
-        if not adapters and hasattr(model, "disable_adapter"):
+        if not adapters:
             stack.enter_context(_requires_grad(model))
-            stack.enter_context(model.disable_adapter())
+            stack.enter_context(base_of(model))
         stack.enter_context(torch.no_grad())
         model.eval()
         if adapters:

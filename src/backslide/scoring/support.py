@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from transformers import CONFIG_MAPPING
 
 from backslide.scoring.execute import Score, execute
-from backslide.scoring.forward import accepts
+from backslide.scoring.forward import accepts, is_exact
 from backslide.scoring.memory import out_of_memory
-from backslide.scoring.plan import Batch, Plan, Row, plan
+from backslide.scoring.plan import Batch, Plan, Read, Row, plan
 from backslide.scoring.requests import Request, Tokens
 
 CHECKED = {True: 2, False: 4}
@@ -23,6 +22,8 @@ EXACT = 1e-3
 ROUGH = 0.35
 """The same in half precision, as a root mean square over requests, for a continuation of one token. The order of sums
 alone makes it 0.02 to 0.17 (SmolLM2, bf16), a mask that is not read 0.5 to 2.9."""
+_WINDOWS = ("window_size", "attention_window", "attention_chunk_size", "chunk_size", "local_window_size")
+"""Names under which configurations keep a window that attention is limited to."""
 CONTEXT = 32
 """Tokens of their contexts that are enough for that."""
 
@@ -68,12 +69,31 @@ def _sample(model: Any, requests: Sequence[Request]) -> list[Request]:
     for request in requests:
         longest[request.item] = max(longest.get(request.item, 0), len(request.fed))
     items = sorted(longest, key=lambda item: (longest[item], item))
-    chosen = set(items[: CHECKED[_exact(model)]])
+    chosen = set(items[: CHECKED[is_exact(model)]])
     sample = [_shortened(request) for request in requests if request.item in chosen]
+    big = 1 << 30
+    if all(
+        row.linear for batch in plan(sample, row_tokens=big, batch_tokens=big, saved=None).batches for row in batch.rows
+    ):
+        # Short items that end alike and ask for one token are a single sequence, which tries no mask.
+        sample += _branching(sample[0])
     if getattr(model.config, "model_type", None) not in CONFIG_MAPPING:
         # Remote code may have a window that only a long request is longer than.
         sample += [request for request in requests if request.item == items[-1] and items[-1] not in chosen]
     return sample
+
+
+def _branching(request: Request) -> list[Request]:
+    """Two requests on the same tokens in another order, which part before their last token."""
+    tokens = (*request.fed, *request.targets)
+    first, last = tokens[0], tokens[-1]
+    # Where all tokens are alike, any other two will do.
+    one, other = (first, last) if first != last else (first, first + 1 if first == 0 else first - 1)
+    context = (one, other, *tokens[-8:], other)
+    return [
+        Request("probe", index, (*context, *targets)[:-1], targets)
+        for index, targets in enumerate(((one, other, one), (other, one, other)))
+    ]
 
 
 def _shortened(request: Request) -> Request:
@@ -97,29 +117,29 @@ def _difference(model: Any, packed: Plan, requests: Sequence[Request], flat: Seq
         if not (math.isnan(one.logprob) and math.isnan(other.logprob))
     ]
     largest = max((gap for gap, _ in gaps), default=0.0)
-    if _exact(model):
-        agrees, other = largest <= EXACT, None
+    if is_exact(model):
+        agrees = largest <= EXACT
     else:
         agrees = not gaps or math.sqrt(sum(gap * gap / tokens for gap, tokens in gaps) / len(gaps)) <= ROUGH
-        other = _deaf(model, packed, requests, pad) if agrees and packed.tree and gaps else None
+    other = _deaf(model, packed, requests, pad) if agrees and gaps else None
     return other if agrees else f"differs by {largest:.2g} nats between this layout and plain rows"
 
 
 def _deaf(model: Any, packed: Plan, requests: Sequence[Request], pad: int) -> str | None:
-    """What half precision hides: whether a model does not quite read the mask or the position ids.
+    """What closeness may hide, in half precision above all: a mask or position ids that are not quite read.
 
-    The last request of the first row is scored again with the tokens changed that it must not see, and with other
-    positions. The same shapes mean the same arithmetic, so in any precision a score changes with what it depends on
-    and with nothing else.
+    Of the first row with branches, the request that sees the most different tokens is scored again with the tokens
+    changed that it must not see, and with other positions. The same shapes mean the same arithmetic, so in any
+    precision a score changes with what it depends on and with nothing else.
     """
-    batch = packed.batches[0]
-    row = batch.rows[0]
-    read = row.reads[-1]
-    seen: set[int] = set()
-    for place in read.nodes:
-        while place >= 0 and place not in seen:
-            seen.add(place)
-            place = row.parents[place]
+    found = [(batch, row) for batch in packed.batches for row in batch.rows if not row.linear]
+    if not found:
+        return None
+    batch, row = found[0]
+    seen, read = max(
+        ((_seen(row, read), read) for read in row.reads),
+        key=lambda pair: len({row.tokens[place] for place in pair[0]}),
+    )
 
     def scored(changed: Row) -> float:
         scores = execute(model, Plan((Batch((changed,), batch.prefix),), packed.tree), requests, pad=pad)
@@ -129,18 +149,24 @@ def _deaf(model: Any, packed: Plan, requests: Sequence[Request], pad: int) -> st
     usual = scored(row)
     if not abs(scored(replace(row, tokens=_where(row.tokens, seen, pad))) - usual) <= EXACT:
         return "sees tokens of other requests"
-    if len(row.depths) > 1 and scored(replace(row, depths=row.depths[::-1])) == usual:
+    different = len({row.tokens[place] for place in seen}) > 1
+    if different and scored(replace(row, depths=row.depths[::-1])) == usual:
         return "does not read position ids"
     return None
 
 
+def _seen(row: Row, read: Read) -> set[int]:
+    """The places of a row that a request is scored from."""
+    seen: set[int] = set()
+    for place in read.nodes:
+        while place >= 0 and place not in seen:
+            seen.add(place)
+            place = row.parents[place]
+    return seen
+
+
 def _where(tokens: Tokens, kept: set[int], other: int) -> Tokens:
     return tuple(token if place in kept else other for place, token in enumerate(tokens))
-
-
-def _exact(model: Any) -> bool:
-    """Whether the model computes in fp32."""
-    return bool(next(p.dtype for p in model.parameters() if p.dtype.is_floating_point) == torch.float32)
 
 
 def _unable(model: Any) -> str | None:
@@ -152,6 +178,13 @@ def _unable(model: Any) -> str | None:
     # Some name a window and switch it off (Qwen2's use_sliding_window).
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "has a sliding window"
+    # GPT-Neo names each layer's kind, and a window that only its local layers have.
+    local = getattr(config, "attention_layers", None)
+    if "local" in local if local else any(getattr(config, name, None) for name in _WINDOWS):
+        return "has layers that attend to a window"
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if (kind := rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None) in ("longrope", "dynamic"):
+        return f"turns positions by the length of the whole batch ({kind})"
     attention = getattr(config, "_attn_implementation", None) or "eager"
     if attention not in ("eager", "sdpa"):
         return f"uses the attention implementation {attention}, which takes no mask"
