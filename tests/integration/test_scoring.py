@@ -208,6 +208,30 @@ def test_a_half_is_scored_as_it_is_within_all(model: Any, tokenizer: Any) -> Non
     assert all(half.by_id and all(whole[id] == o for id, o in half.by_id.items()) for half in halves)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_part_is_looked_at_in_whole_packs(tokenizer: Any, dtype: torch.dtype) -> None:
+    """Bit for bit, in half precision too: an item is always scored in the same company."""
+    model = tiny_model().to(dtype)
+    asked = tuple(choice(f"i{i}", "Which way? " * (1 + i % 5), "north by west", "south", "up") for i in range(40))
+    replied = tuple(
+        AnswerItem(id=f"a{i}", capability="a", prompt="Why? " * (1 + i % 4), answers=("x",)) for i in range(9)
+    )
+    suite = Suite("parts", (*asked, *replied, OpenItem(id="o", capability="open", prompt="Hi")))
+    scorer = Scorer(suite, model, tokenizer, Settings(row_tokens=128, batch_tokens=256, max_new_tokens=6))
+    scorer.runner.prompts = 2
+    whole = scorer.measure(model, part="monitor").by_id
+    packs = scorer.packs(model, "monitor")
+    assert len(packs) > 4 and sorted(id for pack in packs for id in pack) == sorted(whole.keys() - {"o"})
+    for pack in packs:
+        part = scorer.measure(model, part="monitor", only=[min(pack)], replies=False)
+        assert {outcome.id for outcome in part.outcomes} == pack
+        assert all(whole[outcome.id] == outcome for outcome in part.outcomes)
+        assert part.header.cost["tokens"] < sum(len(r.fed) for r in scorer._ask("monitor half", ()).requests)
+    two = scorer.measure(model, part="monitor", only=[min(packs[0]), min(packs[-1])], replies=False)
+    assert {outcome.id for outcome in two.outcomes} == packs[0] | packs[-1]
+    assert judge(scorer.measure(model), two).zone is Zone.UNDECIDED
+
+
 def test_packing_shares_the_prompt(model: Any, tokenizer: Any) -> None:
     asked = ask(ITEMS, tokenizer, chat=True, max_length=512)
     packed = plan(asked.requests, row_tokens=4096, batch_tokens=4096)

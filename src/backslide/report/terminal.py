@@ -25,7 +25,7 @@ def zone(value: Zone) -> Text:
 def verdict_table(verdict: Verdict) -> Table:
     """A row for each capability, and one for all items."""
     table = _table(
-        "capability", "items", "before", "after", "drop, points", "bounds", "lost", "won", "p(right)", "verdict", "by"
+        "capability", "items", "before", "after", "drop", "bounds", "lost", "won", "p(right)", "verdict", "by"
     )  # fmt: skip
     rows = [*verdict.capabilities, *([verdict.pooled] if verdict.pooled is not None else [])]
     for row in rows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,7 @@ class Scorer:
         part: Part = "all",
         adapters: bool = True,
         replies: bool = True,
+        only: Collection[str] | None = None,
         name: str = "",
         step: int | None = None,
         progress: Progress | None = None,
@@ -114,6 +115,8 @@ class Scorer:
             part: which half; `all` measures the halves one after the other, each in its own packing.
             adapters: False measures the base under a PEFT model.
             replies: also take the replies to `open` items, all of them whatever the part.
+            only: ids of items; of the part only the packs that hold one of them are measured, each as a whole, so
+                that every item has the very scores that it has when all are measured (see `packs`).
             name: the model's name, for people.
             step: optimizer steps so far, for the header.
             progress: see `Progress`.
@@ -128,7 +131,7 @@ class Scorer:
                 # An open item has no right answer, so it neither steers nor judges: it is in no half.
                 items = tuple(item for item in self.suite.part(half) if item.kind != "open")
                 if items:
-                    done, spent = self._group(model, f"{half} half", items, progress)
+                    done, spent = self._group(model, f"{half} half", items, progress, only)
                     outcomes += done
                     tokens += spent
             openers = tuple(item for item in self.suite.items if item.kind == "open") if replies else ()
@@ -186,12 +189,31 @@ class Scorer:
             blank += [_blank(item, asked.digests[item.id]) for item in items]
         return Record(self.header(model, part=part, adapters=adapters), tuple(blank))
 
+    def packs(self, model: Any, part: Part) -> list[frozenset[str]]:
+        """The items of each pack of a half: what can be looked at by itself. An item is in one pack."""
+        asked = self._ask(f"{part} half", tuple(item for item in self.suite.part(part) if item.kind != "open"))
+        with session(model, self.tokenizer):
+            return self.runner.packs(model, asked.requests, asked.prompts, name=f"{part} half")
+
     def _group(
-        self, model: Any, name: str, items: tuple[Item, ...], progress: Progress | None
+        self,
+        model: Any,
+        name: str,
+        items: tuple[Item, ...],
+        progress: Progress | None,
+        only: Collection[str] | None = None,
     ) -> tuple[list[Outcome], int]:
         asked = self._ask(name, items)
+        requests, prompts = asked.requests, asked.prompts
+        chosen: set[str] | None = None
+        if only is not None:
+            packs = self.runner.packs(model, requests, prompts, name=name)
+            chosen = {item for pack in packs if not pack.isdisjoint(only) for item in pack}
+            items = tuple(item for item in items if item.id in chosen)
+            requests = tuple(request for request in requests if request.item in chosen)
+            prompts = tuple(prompt for prompt in prompts if prompt.item in chosen)
         done = 0
-        total = len(asked.requests) + len(asked.prompts)
+        total = len(requests) + len(prompts)
 
         def advance(count: int) -> None:
             nonlocal done
@@ -199,12 +221,12 @@ class Scorer:
             if progress is not None:
                 progress(name, done, total)
 
-        scores, tokens = self.runner.score(model, asked.requests, name=name, progress=advance)
+        scores, tokens = self.runner.score(model, asked.requests, name=name, only=chosen, progress=advance)
         limit = self.settings.max_new_tokens
-        replies = self.runner.reply(model, asked.prompts, max_new_tokens=limit, progress=advance)
-        said = {prompt.item: reply.strip() for prompt, reply in zip(asked.prompts, replies, strict=True)}
+        replies = self.runner.reply(model, prompts, max_new_tokens=limit, progress=advance)
+        said = {prompt.item: reply.strip() for prompt, reply in zip(prompts, replies, strict=True)}
         by_item: dict[str, list[Score]] = {}
-        for request, score in zip(asked.requests, scores, strict=True):
+        for request, score in zip(requests, scores, strict=True):
             by_item.setdefault(request.item, []).append(score)
         return [outcome(item, asked.digests[item.id], by_item.get(item.id, []), said) for item in items], tokens
 

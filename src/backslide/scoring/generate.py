@@ -66,11 +66,10 @@ def generate(
         progress: called with the number of replies done after each batch.
     """
     memory = memory or Memory()
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].tokens), prompts[i].item))
     replies = [""] * len(prompts)
     own = plain and _is_plain(model)
     shared: Shared | None = None
-    waiting = [order[start : start + batch] for start in reversed(range(0, len(order), batch))]
+    waiting = in_batches(prompts, batch)[::-1]
     while waiting:
         group = waiting.pop()
         longest = max(len(prompts[i].tokens) for i in group)
@@ -94,6 +93,12 @@ def generate(
         if progress is not None:
             progress(len(group))
     return replies
+
+
+def in_batches(prompts: Sequence[Prompt], batch: int) -> list[list[int]]:
+    """Indices of the prompts that are replied to together, where memory allows: by length, then by item."""
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].tokens), prompts[i].item))
+    return [order[start : start + batch] for start in range(0, len(order), batch)]
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -214,11 +219,12 @@ def _shared(model: Any, prompts: Sequence[Prompt], before: Shared | None) -> Sha
             break
         common += 1
     common = min(common, min(len(prompt.tokens) for prompt in prompts) - 1)
-    if before is not None and SHARED <= len(before.tokens) <= common and first[: len(before.tokens)] == before.tokens:
-        return before
     if common < SHARED or len(prompts) == 1:
         return None
     tokens: Tokens = first[:common]
+    # Only the very same one: what a batch says must not depend on the batches before it.
+    if before is not None and before.tokens == tokens:
+        return before
     with torch.no_grad():
         return read_prefix(model, tokens)
 

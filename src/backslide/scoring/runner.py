@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from backslide.scoring.execute import Score, execute
 from backslide.scoring.forward import uncompiled
-from backslide.scoring.generate import BATCH, generate, pad_token
+from backslide.scoring.generate import BATCH, generate, in_batches, pad_token
 from backslide.scoring.memory import Memory
 from backslide.scoring.plan import SAVED, Plan, plan
 from backslide.scoring.requests import Prompt, Request
@@ -38,19 +39,49 @@ class Runner:
         self._plans: dict[str, Plan] = {}
 
     def score(
-        self, model: Any, requests: Sequence[Request], *, name: str | None, progress: Advance | None = None
+        self,
+        model: Any,
+        requests: Sequence[Request],
+        *,
+        name: str | None,
+        only: Collection[str] | None = None,
+        progress: Advance | None = None,
     ) -> tuple[list[Score], int]:
-        """Log-likelihoods of `requests` and the number of tokens computed; the plan is kept under `name`, if any."""
+        """Log-likelihoods of `requests` and the number of tokens computed; the plan is kept under `name`, if any.
+
+        With `only`, which must be the items of whole packs, the log-likelihoods of their requests, in their order.
+        """
         if not requests:
             return [], 0
         model = uncompiled(model)
+        packed = self._plan(model, requests, name)
+        if only is not None:
+            batches = [
+                b for b in packed.batches if {requests[i.request].item for r in b.rows for i in r.reads} <= set(only)
+            ]
+            packed = replace(packed, batches=tuple(batches))
         pad = pad_token(self.tokenizer)
+        return execute(model, packed, requests, pad=pad, memory=self.memory, progress=progress), packed.tokens
+
+    def packs(
+        self, model: Any, requests: Sequence[Request], prompts: Sequence[Prompt], *, name: str
+    ) -> list[frozenset[str]]:
+        """The items of each part that can be looked at by itself, in the very company in which the whole is scored."""
+        found: list[frozenset[str]] = []
+        if requests:
+            packed = self._plan(uncompiled(model), requests, name)
+            for pack in packed.packs(requests):
+                rows = [row for number in pack for row in packed.batches[number].rows]
+                found.append(frozenset(requests[read.request].item for row in rows for read in row.reads))
+        return found + [frozenset(prompts[i].item for i in group) for group in in_batches(prompts, self.prompts)]
+
+    def _plan(self, model: Any, requests: Sequence[Request], name: str | None) -> Plan:
         if self.layout is None:
-            self.layout = layout_for(model, requests, pad=pad)
+            self.layout = layout_for(model, requests, pad=pad_token(self.tokenizer))
         packed = self._plans.get(name or "") or self.planned(requests, self.layout)
         if name:
             self._plans[name] = packed
-        return execute(model, packed, requests, pad=pad, memory=self.memory, progress=progress), packed.tokens
+        return packed
 
     def planned(self, requests: Sequence[Request], layout: Layout) -> Plan:
         """The plan of `requests` in a layout."""
