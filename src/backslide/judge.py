@@ -9,12 +9,13 @@ and tests for clusters take the place of those for items.
 `regressed` has probability at most α whatever is true of the others. The lower bounds are at α over the number of
 tests: all of them together hold with probability 1 - α, too.
 
-*Pass.* Each capability must pass, which needs no correction (intersection-union). A capability with two measures
-spends half of its level on each.
+*Pass.* Each capability must pass, which needs no correction (intersection-union).
 
-*Which measure decides.* The tolerance is one of accuracy, so accuracy decides wherever it can; where it is undecided,
-the probability on the gold choice decides, which needs fewer items. What is said names the measure. A drop that is no
-larger than rounding makes it (`backslide.noise`) is no regression in either.
+*Which measure decides.* The tolerance is one of accuracy, so accuracy decides wherever it can. Where it is undecided,
+the probability on the gold choice can prove a loss, for which it may need fewer items; it never passes a capability,
+since answers can be lost while the mean probability stays. What is said names the measure. A drop that is no larger
+than rounding makes it (`backslide.noise`) is no regression in either. A capability of which nothing was asked is
+`undecided`.
 """
 
 from __future__ import annotations
@@ -25,30 +26,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from backslide import noise
-from backslide.record import Outcome, Record, pair
+from backslide.drops import Drops, Pairs, groups
+from backslide.record import Outcome, Record
 from backslide.stats.bounded import bounded_interval, bounded_p_value
 from backslide.stats.means import mean_interval, mean_p_value
 from backslide.stats.multiplicity import holm
 from backslide.stats.paired import OPEN_ZERO, Interval, hard_interval, mcnemar_exact
 from backslide.stats.power import items_to_decide
-from backslide.verdict import POOLED, CapabilityVerdict, Level, Measure, Tolerance, Verdict, Zone, overall
+from backslide.verdict import CapabilityVerdict, Level, Measure, Tolerance, Verdict, Zone, overall
 
-Pairs = Sequence[tuple[Outcome, Outcome]]
-
-
-@dataclass(frozen=True)
-class Drops:
-    """The paired drops of one capability in one measure, items in the order of their ids."""
-
-    measure: str
-    values: NDArray[np.float64]
-    """Shape (items,); accuracy: -1, 0 or 1; probability: in [-1, 1]; bits per byte: share of the baseline's mean."""
-    clusters: NDArray[np.int64] | None
-    """Number of each item's cluster; None where every item stands for itself."""
+FEWEST_TEXTS = 50
+"""Texts from which a t bound of skewed drops is not too far off to decide anything; see `docs/statistics.md`."""
 
 
 @dataclass(frozen=True)
@@ -83,98 +72,62 @@ def judge(
         MismatchError: the records were not measured on the same requests under the same conditions.
     """
     tolerance, level = tolerance or Tolerance(), level or Level()
-    groups = _groups(baseline, candidate)
-    tests = [drops for _, _, of in groups for drops in of]
+    found = groups(baseline, candidate)
+    tests = [drops for group in found.all for drops in group.drops]
     p_values = [_p_value(drops) for drops in tests]
     share = level.fail / max(len(tests), 1)
     steps = holm(p_values, level.fail) if tests else None
     decided = iter(zip(p_values, steps.rejected, steps.levels, strict=True) if steps is not None else ())
     rows = []
-    for name, members, of in groups:
+    for group in found.all:
         measures = []
-        accepted = tolerance.bits_per_byte if of[0].measure == "bits per byte" else tolerance.accuracy
-        for drops in of:
+        accepted = tolerance.bits_per_byte if group.drops[0].measure == "bits per byte" else tolerance.accuracy
+        for drops in group.drops:
             p_value, rejected, tested_at = next(decided)
-            method = None
+            tested = _Tested(p_value, rejected, tested_at, None)
             if alarms is not None:
-                rejected, tested_at, method = name in alarms.proven and drops is of[-1], alarms.level, alarms.method
-            measures.append(
-                _measure(
-                    drops, p_value, rejected, accepted, share, level.passing / len(of), baseline.header.noise,
-                    tested_at, method,
-                )
-            )  # fmt: skip
-        rows.append(_row(name, members, measures, accepted))
-    pooled = rows.pop() if groups and groups[-1][0] == POOLED else None
+                proven = group.name in alarms.proven and group is not found.pooled and drops is group.drops[-1]
+                tested = _Tested(None, proven, alarms.level, alarms.method)
+            measures.append(_measure(drops, tested, accepted, share, level.passing, baseline.header.noise))
+        rows.append(_row(group.name, group.pairs, measures, accepted))
+    pooled = rows.pop() if found.pooled is not None else None
+    rows += [_absent(name, text, tolerance, share, level) for name, text in found.absent]
     zone, reasons = overall(rows, pooled)
-    count = sum(row.items for row in rows)
-    where = {"monitor": "the monitor half", "gate": "the sealed gate half"}.get(candidate.header.part, "all items")
-    over = f"{len(tests)} tests of this look" if alarms is None else "the looks so far"
-    claim = (
-        f"{count} items of the suite {candidate.header.suite} ({where}), taken as a sample of what each capability "
-        f"stands for; false alarms at most {level.fail if alarms is None else alarms.level:.3g} over {over}, "
-        f"false passes at most {level.passing:.3g} a capability."
-    )
     return Verdict(
         zone=zone,
         capabilities=tuple(rows),
         pooled=pooled,
-        claim=claim,
+        claim=_claim(candidate, rows, level, alarms, len(tests)),
         reasons=reasons,
         part=candidate.header.part,
         step=candidate.header.step,
     )
 
 
-def paired_drops(baseline: Record, candidate: Record) -> dict[str, Drops]:
-    """Of each capability the drops in its finest measure: what a sequential test over a run takes at each look.
-
-    Raises `MismatchError` as `judge` does.
-    """
-    return {name: of[-1] for name, _, of in _groups(baseline, candidate) if name != POOLED}
-
-
-def _groups(baseline: Record, candidate: Record) -> list[tuple[str, Pairs, list[Drops]]]:
-    """Capabilities, and last the row of all items where there are several; each with its drops by measure."""
-    pairs = [both for both in pair(baseline, candidate) if both[1].kind != "open"]
-    asked = {new.capability for _, new in pairs if new.kind != "text"}
-    groups: dict[str, list[tuple[Outcome, Outcome]]] = {}
-    for old, new in pairs:
-        # Accuracy and bits per byte cannot be averaged: a capability with both kinds is judged in two rows.
-        suffix = " (text)" if new.kind == "text" and new.capability in asked else ""
-        groups.setdefault(new.capability + suffix, []).append((old, new))
-    hard = [both for both in pairs if both[1].correct is not None]
-    if sum(1 for members in groups.values() if members[0][1].correct is not None) > 1:
-        groups[POOLED] = hard
-    # One order, whatever the record's: sums of floats and the item that is named depend on it.
-    ordered = {name: sorted(members, key=lambda both: both[1].id) for name, members in groups.items()}
-    return [(name, members, _drops(name, members)) for name, members in ordered.items()]
+def _claim(
+    candidate: Record, rows: Sequence[CapabilityVerdict], level: Level, alarms: Alarms | None, tests: int
+) -> str:
+    where = {"monitor": "the monitor half", "gate": "the sealed gate half"}.get(candidate.header.part, "all items")
+    if alarms is None:
+        alarm = f"false alarms at most {level.fail:.3g} over {tests} tests of this look"
+    else:
+        alarm = f"false alarms at most {alarms.level:.3g} over the looks so far ({alarms.method})"
+    inexact = " (asymptotically for bits per byte)" if any(row.unit == "bits per byte" for row in rows) else ""
+    return (
+        f"{sum(row.items for row in rows)} items of the suite {candidate.header.suite} ({where}), taken as a sample of "
+        f"what each capability stands for; {alarm}, false passes at most {level.passing:.3g} a capability{inexact}."
+    )
 
 
-def _drops(name: str, members: Pairs) -> list[Drops]:
-    if members[0][1].kind == "text":
-        both = [(old.bits_per_byte, new.bits_per_byte, new) for old, new in members]
-        finite = [(old, new, item) for old, new, item in both if old is not None and new is not None]
-        values = np.array([(old, new) for old, new, _ in finite], dtype=float).reshape(-1, 2)
-        scale = float(values[:, 0].mean()) if len(values) else math.nan
-        # Nothing is relative to 0 bits; what cannot be compared is "no data", never a pass.
-        rises = (values[:, 1] - values[:, 0]) / scale if scale > 0 else np.empty(0)
-        return [Drops("bits per byte", rises, _clusters([item for _, _, item in finite][: len(rises)]))]
-    clusters = _clusters([new for _, new in members])
-    hard = np.array([float(bool(old.correct)) - float(bool(new.correct)) for old, new in members])
-    found = [Drops("accuracy", hard, clusters)]
-    soft = [old.p - new.p for old, new in members if old.p is not None and new.p is not None]
-    # All items together are there to see a loss that is spread thinly: one test of them is enough.
-    if len(soft) == len(members) and name != POOLED:
-        found.append(Drops("probability", np.array(soft), clusters))
-    return found
+@dataclass(frozen=True)
+class _Tested:
+    """What was said of "nothing was lost" in one measure."""
 
-
-def _clusters(items: Sequence[Outcome]) -> NDArray[np.int64] | None:
-    # Names of clusters and ids of single items never meet: each item without a cluster is one of its own.
-    names = [(item.cluster is not None, item.cluster or item.id) for item in items]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names]) if len(numbers) < len(items) else None
+    p_value: float | None
+    rejected: bool
+    level: float
+    method: str | None
+    """None: the measure's own test."""
 
 
 def _counts(drops: Drops) -> tuple[int, int]:
@@ -200,41 +153,51 @@ def _interval(drops: Drops, alpha_lower: float, alpha_upper: float) -> Interval:
 
 
 def _measure(
-    drops: Drops, p_value: float, rejected: bool, tolerance: float, alpha_lower: float, alpha_upper: float,
-    rounding: Mapping[str, float], tested_at: float, method: str | None,
-) -> Measure:  # fmt: skip
+    drops: Drops,
+    tested: _Tested,
+    tolerance: float,
+    alpha_lower: float,
+    alpha_upper: float,
+    rounding: Mapping[str, float],
+) -> Measure:
     interval = _interval(drops, alpha_lower, alpha_upper)
     drop = float(drops.values.mean()) if len(drops.values) else None
     floor = noise.floor(rounding, drops.measure, len(drops.values))
     lower = interval.lower
-    if rejected and lower <= 0:
+    if tested.rejected and lower <= 0:
         # Holm's procedure, or the looks before, prove more than the bound of this look: above 0, and no size.
         lower = OPEN_ZERO
+    few = drops.measure == "bits per byte" and len(drops.values) < FEWEST_TEXTS
     zone = Zone.UNDECIDED
-    if interval.upper <= tolerance:
+    if few:
+        lower = -math.inf
+    elif interval.upper <= tolerance:
         zone = Zone.RETAINED
-    elif rejected and drop is not None and drop > floor:
+    elif tested.rejected and drop is not None and drop > floor:
         zone = Zone.REGRESSED
     return Measure(
         name=drops.measure,
         drop=drop,
         lower=lower if math.isfinite(lower) else None,
-        upper=interval.upper if math.isfinite(interval.upper) else None,
-        p_value=p_value,
-        tested_at=tested_at,
+        upper=interval.upper if math.isfinite(interval.upper) and not few else None,
+        p_value=tested.p_value,
+        tested_at=tested.level,
         alpha_lower=alpha_lower,
         alpha_upper=alpha_upper,
-        method=interval.method if method is None else f"{method}; {interval.method}",
-        exact=interval.exact and method is None,
+        method=interval.method if tested.method is None else f"{tested.method}; {interval.method}",
+        exact=interval.exact and tested.method is None,
         floor=floor,
         zone=zone,
     )
 
 
 def _row(name: str, members: Pairs, measures: list[Measure], tolerance: float) -> CapabilityVerdict:
-    deciding = next((m for m in measures if m.zone is not Zone.UNDECIDED), None)
-    zone = deciding.zone if deciding is not None else Zone.UNDECIDED
     main, soft = measures[0], measures[1] if len(measures) > 1 else None
+    deciding = main if main.zone is not Zone.UNDECIDED else None
+    if deciding is None and soft is not None and soft.zone is Zone.REGRESSED:
+        # The tolerance is one of accuracy: that the probability kept within it says nothing of the answers.
+        deciding = soft
+    zone = deciding.zone if deciding is not None else Zone.UNDECIDED
     hard = main.name == "accuracy"
     lost = sum(bool(old.correct) and not new.correct for old, new in members) if hard else None
     won = sum(not old.correct and bool(new.correct) for old, new in members) if hard else None
@@ -243,10 +206,12 @@ def _row(name: str, members: Pairs, measures: list[Measure], tolerance: float) -
     known = [(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
     clusters = len({item.cluster or (item.id,) for _, item in members})
     needed = None
-    if zone is Zone.UNDECIDED and lost is not None and won is not None:
+    if zone is Zone.UNDECIDED and lost is not None and won is not None and clusters == len(members):
         needed = items_to_decide(
             len(members), lost, won, tolerance=tolerance, alpha_fail=main.alpha_lower, alpha_pass=main.alpha_upper
         )
+    elif main.name == "bits per byte" and len(known) < FEWEST_TEXTS:
+        needed = FEWEST_TEXTS
     row = CapabilityVerdict(
         capability=name,
         zone=zone,
@@ -297,10 +262,31 @@ def _reason(measure: Measure, seen: str, tolerance: float, needed: int | None) -
         return f"{seen}; a drop of more than {tolerance:.1%} is ruled out (at most {measure.upper:.1%})"
     if measure.zone is Zone.REGRESSED:
         size = f" (at least {measure.lower:.1%})" if measure.lower is not None and measure.lower >= 5e-4 else ""
-        return f"{seen}; that something was lost is proven{size}"
-    more = f"; about {needed} items like these would decide" if needed else ""
+        what = "that it fell" if measure.name == "probability" else "that something was lost"
+        return f"{seen}; {what} is proven{size}"
+    if measure.name == "bits per byte" and needed is not None:
+        return f"{seen}; bounds need at least {needed} texts"
     upper = f"up to {measure.upper:.1%}" if measure.upper is not None else "of any size"
-    return f"{seen}; a drop {upper} is possible and none is proven{more}"
+    if measure.drop is not None and 0 < measure.drop <= measure.floor:
+        return f"{seen}; that is no more than rounding makes it here, and a drop {upper} is possible"
+    more = f"; about {needed} items like these would decide" if needed else ""
+    # Without a p value the test was one over the looks, or none was left.
+    proven = "none is proven" if measure.p_value is not None else "the test over the looks proves none"
+    return f"{seen}; a drop {upper} is possible and {proven}{more}"
+
+
+def _absent(name: str, text: bool, tolerance: Tolerance, share: float, level: Level) -> CapabilityVerdict:
+    """The row of a capability that was not asked here: never a pass."""
+    unit = "bits per byte" if text else "accuracy"
+    main = Measure(
+        name=unit, drop=None, lower=None, upper=None, p_value=None, tested_at=share, alpha_lower=share,
+        alpha_upper=level.passing, method="no data", exact=True, floor=0.0, zone=Zone.UNDECIDED,
+    )  # fmt: skip
+    return CapabilityVerdict(
+        capability=name, zone=Zone.UNDECIDED, decided_by=None, unit=unit, items=0, clusters=None, baseline=None,
+        candidate=None, tolerance=tolerance.bits_per_byte if text else tolerance.accuracy, lost=None, won=None,
+        main=main, soft=None, reason="it has no item here; add items, so that each half has some",
+    )  # fmt: skip
 
 
 def _count(ids: Sequence[Any]) -> str:

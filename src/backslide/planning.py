@@ -23,8 +23,8 @@ from backslide.suite.suite import Suite
 FLIP_RATE = 0.10
 """Share of items that flip, where there is no baseline to tell; a fine-tune that changes little flips 5 to 20%."""
 NOISE = 1.5
-"""Standard deviation, in nats, of the change of an item's log-odds that is planned for: about what the first look at the
-mildest of our traces shows (`docs/LOG.md`)."""
+"""Standard deviation, in nats, of the change of an item's log-odds that is planned for: about what the first look at
+the mildest of our traces shows (`docs/LOG.md`)."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Reach:
     gate_soft: float | None
     """Probability on the gold choice, the look at the gate half."""
     monitor_soft: float | None
-    items_for_tolerance: int
-    """Gate items with which a drop as large as the tolerance would be proven, in accuracy."""
+    items_for_tolerance: int | None
+    """Gate items with which a drop as large as the tolerance would be proven, in accuracy; None for clusters."""
 
 
 def reach(
@@ -98,11 +98,19 @@ def reach(
     for name, items in groups.items():
         size = {half: sum(item.id in ids for item in items) for half, ids in halves.items()}
         rate, drops = _expected(items, baseline, flip_rate)
-        hard = {half: _mcnemar(size[half], rate, levels[half], power) for half in size}
+        units = {half: _units(items, ids) for half, ids in halves.items()}
+        clustered = units != size
+        if clustered:
+            # As `judge` does then: betting on clusters, taken to flip as one.
+            flips = np.concatenate([[1.0, -1.0], np.zeros(max(0, round(2 / max(rate, 1e-3)) - 2))])
+            hard = {half: _betting(flips, units[half], levels[half], power) for half in size}
+        else:
+            hard = {half: _mcnemar(size[half], rate, levels[half], power) for half in size}
         fine: dict[str, float | None] = {
-            half: _betting(drops, size[half], levels[half], power) if soft[name] else None for half in size
+            half: _betting(drops, units[half], levels[half], power) if soft[name] else None for half in size
         }
-        needed = items_needed(min(tolerance, rate), flip_rate=rate, alpha=levels["gate"], power=power) if rate else 0
+        # A drop as large as the tolerance needs as many flips at least.
+        needed = items_needed(tolerance, flip_rate=max(rate, tolerance), alpha=levels["gate"], power=power)
         found.append(
             Reach(
                 capability=name,
@@ -114,10 +122,15 @@ def reach(
                 monitor=hard["monitor"],
                 gate_soft=fine["gate"],
                 monitor_soft=fine["monitor"],
-                items_for_tolerance=needed,
+                items_for_tolerance=None if clustered else needed,
             )
         )
     return found
+
+
+def _units(items: list[Item], half: set[str]) -> int:
+    """What is independent: items, or the clusters that some of them share."""
+    return len({(item.cluster is not None, item.cluster or item.id) for item in items if item.id in half})
 
 
 def _mcnemar(items: int, flip_rate: float, alpha: float, power: float) -> float:

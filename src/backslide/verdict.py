@@ -85,8 +85,8 @@ class Measure:
     """Lower bound of the drop at `alpha_lower`; None: minus infinity."""
     upper: float | None
     """Upper bound of the drop at `alpha_upper`; None: infinity."""
-    p_value: float
-    """One-sided, of "nothing was lost"."""
+    p_value: float | None
+    """One-sided, of "nothing was lost" at this look; None where a test over several looks stands in its place."""
     tested_at: float
     """Level at which "nothing was lost" was tested: α of this look, shared out by Holm's procedure."""
     alpha_lower: float
@@ -166,6 +166,8 @@ class Verdict:
     """Why, in plain words; the first is the main one."""
     part: str
     step: int | None = None
+    beside: Verdict | None = None
+    """The look at the monitor half, where that and not the gate half proved a regression of the final model."""
 
     @property
     def exit_code(self) -> int:
@@ -185,7 +187,8 @@ class Verdict:
         try:
             rows = [_capability(r) for r in row["capabilities"]]
             pooled = None if row["pooled"] is None else _capability(row["pooled"])
-            fixed = {**row, "zone": Zone(row["zone"]), "capabilities": tuple(rows), "pooled": pooled}
+            beside = None if row.get("beside") is None else cls.from_dict(row["beside"])
+            fixed = {**row, "zone": Zone(row["zone"]), "capabilities": tuple(rows), "pooled": pooled, "beside": beside}
             return cls(**{**fixed, "reasons": tuple(row["reasons"])})
         except (KeyError, TypeError, ValueError) as bad:
             raise RecordError(f"is no verdict of this version of backslide: {bad}") from None

@@ -138,6 +138,37 @@ def test_power_mode_decides_over_the_looks_and_is_the_same_after_resuming(tmp_pa
     assert [look.to_dict() for look in again.looks] == [look.to_dict() for look in guard.looks]
 
 
+def test_a_resumed_run_keeps_the_alpha_that_it_was_begun_with(tmp_path: Path, known: Suite) -> None:
+    more: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
+    lines: list[str] = []
+    first = Guard(known, every=2, say=lambda _: None)
+    trainer(tmp_path, first, **more).train()
+    with pytest.raises(MismatchError, match=r"begun with alpha = 0.05 and is resumed with 0.5"):
+        trainer(tmp_path, Guard(known, every=2, alpha=0.5), **more).train(resume_from_checkpoint=True)
+    # Back to step 4: the look at step 6 was taken, and is taken again; it had its share.
+    again = Guard(known, every=2, say=lines.append)
+    trainer(tmp_path, again, **more).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert [look.step for look in again.looks] == [2, 4, 6]
+    assert any("begun with 3 looks, 0 of them are left for 1" in line for line in lines)
+    last = again.looks[-1].capabilities[0]
+    assert "no test left" in last.main.method and last.zone is not Zone.REGRESSED
+    assert [look.capabilities for look in again.looks[:2]] == [look.capabilities for look in first.looks[:2]]
+    # Longer than planned: the looks beyond prove nothing either.
+    longer = Guard(known, every=2, say=lines.append)
+    trainer(tmp_path, longer, **{**more, "max_steps": 10}).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-6")
+    )
+    assert [look.step for look in longer.looks] == [2, 4, 6, 8, 10]
+    assert all("no test left" in look.capabilities[0].main.method for look in longer.looks[3:])
+    assert longer.verdict is not None and "at most 0.025 over" in longer.verdict.claim, "the gate half has its α"
+
+
+def test_a_small_alpha_gets_more_draws(known: Suite, tmp_path: Path) -> None:
+    guard = Guard(known, every=3, test="joint", alpha=0.001, say=lambda _: None)
+    trainer(tmp_path, guard, rate=0.3).train()
+    assert len(guard.looks) == 2
+
+
 def test_a_best_checkpoint_loaded_at_the_end_is_a_look_that_was_planned(tmp_path: Path, known: Suite) -> None:
     for test in ("exact", "joint"):
         guard = Guard(known, every=3, test=test, say=lambda _: None)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from backslide.judge import judge
+from backslide.judge import FEWEST_TEXTS, judge
 from backslide.record import Outcome, Record
 from backslide.verdict import CapabilityVerdict, Level, Measure, Tolerance, Verdict, Zone
 from builders import choices, opened, record, texts
@@ -81,9 +81,10 @@ def test_each_row_is_what_its_definition_says(records: Pair, tolerance: Toleranc
         if always:
             assert row.zone is not Zone.RETAINED
         for measure in row.measures:
-            zones = zones_of(measure, row.tolerance)
-            assert measure.zone is zones
-        decided = [m for m in row.measures if m.zone is not Zone.UNDECIDED]
+            assert measure.zone is zones_of(measure, row)
+        # The probability may fail a capability and never pass it.
+        decided = [row.main] if row.main.zone is not Zone.UNDECIDED else []
+        decided += [row.soft] if row.soft is not None and row.soft.zone is Zone.REGRESSED else []
         expected = decided[0].zone if decided else Zone.UNDECIDED
         if always and expected is Zone.RETAINED:
             expected = Zone.UNDECIDED
@@ -94,10 +95,14 @@ def test_each_row_is_what_its_definition_says(records: Pair, tolerance: Toleranc
         assert row.items_to_decide is None or row.items_to_decide > row.items
 
 
-def zones_of(measure: Measure, tolerance: float) -> Zone:
+def zones_of(measure: Measure, row: CapabilityVerdict) -> Zone:
     """The three zones by their definition."""
-    if measure.upper is not None and measure.upper <= tolerance:
+    if measure.name == "bits per byte" and row.items < FEWEST_TEXTS:
+        assert measure.lower is measure.upper is None
+        return Zone.UNDECIDED
+    if measure.upper is not None and measure.upper <= row.tolerance:
         return Zone.RETAINED
+    assert measure.p_value is not None
     proven = measure.p_value <= measure.tested_at and measure.drop is not None and measure.drop > measure.floor
     assert not proven or (measure.lower is not None and measure.lower > 0)
     return Zone.REGRESSED if proven else Zone.UNDECIDED
@@ -122,7 +127,7 @@ def test_the_overall_zone_and_the_levels(records: Pair, level: Level) -> None:
     rows = rows_of(verdict)
     measures = [measure for row in rows for measure in row.measures]
     assert math.fsum(m.alpha_lower for m in measures) == pytest.approx(level.fail if rows else 0)
-    assert all(math.fsum(m.alpha_upper for m in row.measures) == pytest.approx(level.passing) for row in rows)
+    assert {m.alpha_upper for m in measures} <= {level.passing}
     # Holm: the j-th smallest p value is tested at α / (n - j), up to the first that is not rejected.
     for place, measure in enumerate(sorted(measures, key=lambda m: m.p_value)):
         assert measure.tested_at <= level.fail / (len(measures) - place) * (1 + 1e-12)

@@ -18,14 +18,16 @@ from markdown_it.token import Token
 from rich.console import Console
 
 from backslide.errors import RecordError
-from backslide.judge import judge
-from backslide.report.markdown import write_report
+from backslide.guard.monitor import State, conclude
+from backslide.judge import Alarms, judge
+from backslide.report.markdown import points, write_report
 from backslide.report.summary import Summary, accuracies
 from backslide.report.terminal import accuracy_table, headline, replies_table, runs_table, verdict_table
 from backslide.report.text import markdown, plain
 from backslide.rundir import RunFolder
+from backslide.stats.paired import OPEN_ZERO
 from backslide.verdict import Level, broken
-from builders import record, run_folder, texts
+from builders import flipped, record, run_folder, texts
 
 HOSTILE = {
     "ansi": "\x1b[31mred\x1b[0m \x1b]8;;http://evil.example\x07click\x1b]8;;\x07 \x9b31m \x08\x00\x7f",
@@ -216,7 +218,7 @@ def test_replies_stand_before_and_after_and_flipped_items_are_named(tmp_path: Pa
 
 def test_a_suite_of_texts_is_reported_in_bits_per_byte(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
-    old, new = texts([-50.0 - i for i in range(20)]), texts([-60.0 - i - i % 2 for i in range(20)])
+    old, new = texts([-50.0 - i for i in range(60)]), texts([-60.0 - i - i % 2 for i in range(60)])
     base, final = record(old, suite_hash="x"), record(new, suite_hash="x")
     base.save(run.baseline)
     final.save(run.final)
@@ -225,9 +227,35 @@ def test_a_suite_of_texts_is_reported_in_bits_per_byte(tmp_path: Path) -> None:
     run.append([{"event": "look", "step": 15, "zone": verdict.zone, "verdict": verdict.to_dict(), "seconds": 1.0}])
     page = write_report(run).read_text()
     before, after = verdict.capabilities[0].baseline, verdict.capabilities[0].candidate
-    assert f"| prose (bits per byte) | 20 | {before:.3f} | {after:.3f} |" in page
+    assert f"| prose (bits per byte) | 60 | {before:.3f} | {after:.3f} |" in page
     (look,) = [line for line in page.splitlines() if line.startswith("| 15 |")]
     assert f"| {before:.3f} | {after:.3f} | – | – | regressed |" in look, "bits per byte are no percentage"
+
+
+def test_what_the_monitor_half_proved_is_in_the_report(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    run.update(test="joint")
+    old, lost = flipped(60, 20, 0)
+    last = judge(record(old), record(lost, part="monitor"), alarms=Alarms(frozenset({"math"}), 0.02, "joint test"))
+    gate = judge(record(old), record(old, part="gate"))
+    run.save_verdict(conclude(State(looks=(5,), alpha=0.05), last, gate))
+    page = write_report(run).read_text()
+    assert "Monitor half, the final weights:" in page and "Gate half:" in page
+    assert page.count("| math | 60 |") == 2
+    decided = next(line for line in page.splitlines() if "**decided**" in line)
+    assert decided.startswith("- Monitor half, the final weights: math, accuracy (**decided**): joint test; exact")
+    assert "(asymptotic)" in decided and "p =" not in decided
+    assert "| test over the looks | joint |" in page and "Together at most 0.05" in page
+
+
+def test_a_bound_that_claims_no_size_is_shown_so() -> None:
+    assert points(OPEN_ZERO) == "&gt;0" and points(0.0) == "+0.0" and points(-0.01) == "−1.0"
+
+
+def test_a_look_in_the_form_of_an_earlier_version_is_passed_over(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    run.append([{"event": "look", "step": 15, "zone": "undecided", "verdict": {"zone": "undecided"}, "seconds": 1.0}])
+    assert [look.step for look in Summary.of(run).looks] == [10]
 
 
 def test_rebuilding_gives_the_same_file_byte_for_byte(tmp_path: Path) -> None:

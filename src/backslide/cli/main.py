@@ -181,7 +181,7 @@ def power(
     baseline: Annotated[
         Path | None, typer.Option(help="A record of the base model: its own probabilities tell what to expect.")
     ] = None,
-    looks: Annotated[int, typer.Option(help="Looks at the monitor half during the run.")] = 20,
+    looks: Annotated[int, typer.Option(help="Looks at the monitor half during the run; a guard's default is 6.")] = 6,
     alpha: Annotated[float, typer.Option(help="Probability of a false alarm over the whole run.")] = 0.05,
     power: Annotated[float, typer.Option(help="Wanted probability of proving the drop.")] = 0.8,
     tolerance: Annotated[float, typer.Option(help="Accepted drop in accuracy of a capability, as a share.")] = 0.03,

@@ -117,9 +117,11 @@ class Guard(TrainerCallback):
         self.looks, self._last, self.verdict, self.final = [], None, None, None
         resumed = state.global_step > 0
         looks = schedule.plan_looks(state.max_steps, every=self._every, looks=self._looks)
-        extra = int(bool(getattr(args, "load_best_model_at_end", False)))
-        self._state = monitor.State(looks=looks, alpha=self._alpha, extra=extra)
-        self._joint = joint.Joint(self._state.looks_alpha, self._state.planned) if self._test == "joint" else None
+        planned = len(looks) + bool(getattr(args, "load_best_model_at_end", False))
+        if resumed and self.run.exists():
+            planned = self._same_plan(planned)
+        self._state = monitor.State(looks=looks, alpha=self._alpha, planned=planned)
+        self._joint = joint.Joint(self._state.looks_alpha, planned) if self._test == "joint" else None
         if resumed:
             self._resume(state.global_step)
             return
@@ -221,6 +223,19 @@ class Guard(TrainerCallback):
         self._joint, alarms = joint.on_record(self._joint, self.baseline, record)
         return self._judge(record, self._state.level, alarms)
 
+    def _same_plan(self, planned: int) -> int:
+        """The number of looks that the run was begun with. Raises `MismatchError` where its α would not be kept."""
+        assert self.run is not None
+        config = self.run.config
+        asked = {"alpha": self._alpha, "test": self._test, "tolerance": self._tolerance.accuracy}
+        for name, value in asked.items():
+            if config.get(name, value) != value:
+                raise MismatchError(
+                    f"{self.run.path}: the run was begun with {name} = {config[name]!r} and is resumed with {value!r}; "
+                    "false alarms are counted over the whole run, so resume it with the same"
+                )
+        return int(config.get("planned", len(config.get("looks", ())) or planned))
+
     def _resume(self, step: int) -> None:
         assert self.run is not None and self._state is not None
         if not self.run.baseline.exists():
@@ -236,11 +251,23 @@ class Guard(TrainerCallback):
                 self._state = dataclasses.replace(self._state, broke=str(event.get("reason")))
         for record in self.run.steps():
             at = record.header.step
-            if at is not None and at <= step and self._state.due(at):
-                verdict = self._judge_look(record)
-                self._state, _, _ = monitor.on_look(self._state, at, verdict, "warn")
-                self._last = verdict
-                self.looks.append(verdict)
+            if at is None:
+                continue
+            verdict = self._judge_look(record)
+            if at > step:
+                # It was taken on weights that are gone; what it said is not kept, and what it cost is.
+                self._state = dataclasses.replace(self._state, lost=self._state.lost + 1)
+                continue
+            self._state, _, _ = monitor.on_look(self._state, at, verdict, "warn")
+            self._last = verdict
+            self.looks.append(verdict)
+        due = sum(self._state.due(look) for look in self._state.looks)
+        left = self._state.shares - len(self._state.done) - self._state.lost
+        if due > left:
+            self._say(
+                f"the run was begun with {self._state.shares} looks, {max(left, 0)} of them are left for {due}: "
+                "the last ones have no α and prove nothing; the gate half decides as before"
+            )
         self._write([{"event": "resumed", "step": step}])
 
     def _state_into(self, state: Any) -> None:
@@ -267,6 +294,7 @@ class Guard(TrainerCallback):
             "tolerance": self._tolerance.accuracy,
             "test": self._test,
             "looks": list(looks),
+            "planned": self._state.shares if self._state is not None else len(looks),
             "on_regression": self._policy if isinstance(self._policy, str) else "function",
             "setup": {
                 "method": str(getattr(adapter.peft_type, "value", adapter.peft_type)).lower() if adapter else "full",

@@ -7,13 +7,16 @@ that it finds, and stands where it stood.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
-from backslide.judge import Alarms, paired_drops
+from backslide.drops import paired_drops
+from backslide.judge import Alarms
 from backslide.record import Record
 from backslide.stats.signflip_sequential import SignFlipState, joint_sign_flip
 
-METHOD = "joint sign-flip over all looks and capabilities"
+DRAWS = 1000
+METHOD = "joint sign-flip over all looks and capabilities, exact under sign symmetry, else asymptotic"
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,18 @@ class Joint:
 def on_record(joint: Joint, baseline: Record, record: Record) -> tuple[Joint, Alarms]:
     """Take a look's record; what it proves stands in place of the look's own tests.
 
-    Each capability enters with its finest measure. A look with a score that is not finite, where the baseline has
-    one, is judged by that alone: it proves nothing here, and its share of α is not spent.
+    Each capability enters with its finest measure; the row of all items is not tested. A look with a score that is not
+    finite, where the baseline has one, is judged by that alone: it proves nothing here, and its share of α is not
+    spent.
     """
     drops = {name: of for name, of in paired_drops(baseline, record).items() if len(of.values)}
     broken = any(not outcome.finite and baseline.by_id[outcome.id].finite for outcome in record.outcomes)
     if broken or not drops:
         return joint, Alarms(frozenset(), joint.alpha, METHOD)
     units = [len(of.values) if of.clusters is None else of.clusters for of in drops.values()]
-    test = joint_sign_flip(joint.alpha, joint.looks, units)
+    # Enough draws that the first look has something to spend.
+    draws = max(DRAWS, math.ceil(joint.looks / joint.alpha))
+    test = joint_sign_flip(joint.alpha, joint.looks, units, draws=draws)
     state, decision = test.update(joint.state or test.init(), [of.values for of in drops.values()])
     proven = frozenset(name for name, above in zip(drops, decision.above, strict=True) if above)
     return dataclasses.replace(joint, state=state), Alarms(proven, decision.spent, METHOD)

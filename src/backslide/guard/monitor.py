@@ -37,8 +37,12 @@ class State:
     """Planned steps, all of them, before the first."""
     alpha: float
     """Probability of a false `regressed` over the whole run."""
-    extra: int = 0
-    """Looks planned beside these: one more where the best checkpoint is loaded at the end."""
+    planned: int = 0
+    """Looks that α is shared by; 0: those of `looks`. One more where the best checkpoint is loaded at the end, and of a
+    resumed run as many as were planned when it began."""
+    lost: int = 0
+    """Looks that were taken after the checkpoint that the run was resumed from, and will be taken again: they had
+    their share of α."""
     done: tuple[int, ...] = ()
     """Steps looked at."""
     zones: tuple[Zone, ...] = ()
@@ -49,14 +53,14 @@ class State:
     """Why the run cannot pass any more, such as a loss that is not finite."""
 
     @property
-    def planned(self) -> int:
-        """Number of planned looks."""
-        return len(self.looks) + self.extra
+    def shares(self) -> int:
+        """Number of looks that α is shared by."""
+        return self.planned or len(self.looks)
 
     @property
     def spent(self) -> bool:
         """Whether all planned looks were taken, so that a further one has no α left."""
-        return len(self.done) >= self.planned
+        return len(self.done) + self.lost >= self.shares
 
     @property
     def looks_alpha(self) -> float:
@@ -66,7 +70,7 @@ class State:
     @property
     def level(self) -> Level:
         """Error probabilities of one look at the monitor half: equal shares over the planned looks."""
-        share = spending(self.looks_alpha, self.planned).init().level(1)
+        share = spending(self.looks_alpha, self.shares).init().level(1)
         return Level(fail=share, passing=self.alpha)
 
     @property
@@ -126,5 +130,7 @@ def conclude(state: State, last: Verdict | None, gate: Verdict | None) -> Verdic
         return broken("the gate half was not measured", zone=Zone.UNDECIDED, step=step)
     if gate.zone is not Zone.REGRESSED and last is not None and last.zone is Zone.REGRESSED:
         reasons = tuple(f"monitor half: {reason}" for reason in last.reasons)
-        return dataclasses.replace(gate, zone=Zone.REGRESSED, reasons=(*reasons, *gate.reasons))
+        claim = f"Gate half: {gate.claim} Monitor half, which decided: {last.claim} Together at most {state.alpha:.3g}."
+        more = tuple(f"gate half: {reason}" for reason in gate.reasons)
+        return dataclasses.replace(gate, zone=Zone.REGRESSED, reasons=(*reasons, *more), claim=claim, beside=last)
     return gate

@@ -58,7 +58,10 @@ def points(share: float | None) -> Safe:
     """A signed share in percentage points; infinite bounds as words."""
     if share is None:
         return Safe("any")
-    return Safe("any" if not math.isfinite(share) else f"{share * 100:+.1f}".replace("-", "−"))
+    if not math.isfinite(share):
+        return Safe("any")
+    # `stats.paired.OPEN_ZERO`: above 0, and no size.
+    return Safe("&gt;0" if 0 < share < 1e-9 else f"{share * 100:+.1f}".replace("-", "−"))
 
 
 def fine(share: float) -> Safe:

@@ -66,13 +66,13 @@ class Summary:
         looks = tuple(
             Look(
                 step=int(event["step"]),
-                verdict=Verdict.from_dict(event["verdict"]),
+                verdict=verdict_of,
                 seconds=event.get("seconds"),
                 train_loss=_at(losses.train, int(event["step"])),
                 held_out_loss=dict(losses.held_out).get(int(event["step"])),
             )
             for event in events
-            if event.get("event") == "look"
+            if event.get("event") == "look" and (verdict_of := _readable(event)) is not None
         )
         return cls(
             run=run,
@@ -105,8 +105,14 @@ class Summary:
     @property
     def rows(self) -> tuple[CapabilityVerdict, ...]:
         """The capabilities, then all items together."""
-        pooled = (self.verdict.pooled,) if self.verdict.pooled is not None else ()
-        return (*self.verdict.capabilities, *pooled)
+        return rows_of(self.verdict)
+
+    @property
+    def tables(self) -> tuple[tuple[str, tuple[CapabilityVerdict, ...]], ...]:
+        """The rows of the verdict, and those of the look at the monitor half where that decided beside it."""
+        if self.verdict.beside is None:
+            return (("", self.rows),)
+        return (("Gate half", self.rows), ("Monitor half, the final weights", rows_of(self.verdict.beside)))
 
     @property
     def replies(self) -> tuple[Reply, ...]:
@@ -131,6 +137,19 @@ class Summary:
     def seconds(self) -> float:
         """Seconds that measuring took, all looks together."""
         return sum(float(e["seconds"]) for e in self.run.events() if isinstance(e.get("seconds"), (int, float)))
+
+
+def rows_of(verdict: Verdict) -> tuple[CapabilityVerdict, ...]:
+    """The capabilities of a verdict, then all items together."""
+    return (*verdict.capabilities, verdict.pooled) if verdict.pooled is not None else verdict.capabilities
+
+
+def _readable(event: dict[str, Any]) -> Verdict | None:
+    """The verdict of a look; None where an earlier version wrote it in another form."""
+    try:
+        return Verdict.from_dict(event["verdict"])
+    except (KeyError, RecordError):
+        return None
 
 
 def accuracies(record: Record, part: set[str] | None = None) -> dict[str, tuple[int, int]]:

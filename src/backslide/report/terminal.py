@@ -14,6 +14,8 @@ from backslide.report.summary import Reply, Summary, loss_span
 from backslide.report.text import plain
 from backslide.verdict import CapabilityVerdict, Verdict, Zone, main_row
 
+BARELY = 1e-9
+"""A bound between 0 and this says "above 0", and no size (`stats.paired.OPEN_ZERO`)."""
 COLOURS = {Zone.RETAINED: "green", Zone.REGRESSED: "bold red", Zone.UNDECIDED: "yellow"}
 
 
@@ -61,7 +63,7 @@ def reach_table(rows: Sequence[Reach], looks: int) -> Table:
             _smallest(row.monitor),
             _smallest(row.monitor_soft),
             f"{row.flip_rate:.1%}",
-            f"{row.items_for_tolerance:,}",
+            "–" if row.items_for_tolerance is None else f"{row.items_for_tolerance:,}",
         )
     return table
 
@@ -168,6 +170,8 @@ def _value(row: CapabilityVerdict, value: float | None) -> str:
 def _points(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "any"
+    if 0 < value < BARELY:
+        return ">0"
     return f"{value * 100:+.1f}".replace("-", "−")
 
 

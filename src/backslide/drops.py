@@ -1,0 +1,117 @@
+"""The paired drops of two records: by capability, in each measure that its items allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backslide.record import Outcome, Record, pair
+from backslide.verdict import POOLED
+
+Pairs = Sequence[tuple[Outcome, Outcome]]
+
+
+@dataclass(frozen=True)
+class Drops:
+    """The paired drops of one capability in one measure, items in the order of their ids."""
+
+    measure: str
+    values: NDArray[np.float64]
+    """Shape (items,); accuracy: -1, 0 or 1; probability: in [-1, 1]; bits per byte: share of the baseline's mean."""
+    clusters: NDArray[np.int64] | None
+    """Number of each item's cluster; None where every item stands for itself."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A capability, or all items together: its pairs of outcomes, and its drops by measure, the finest last."""
+
+    name: str
+    pairs: Pairs
+    drops: tuple[Drops, ...]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """All that is judged."""
+
+    capabilities: tuple[Group, ...]
+    pooled: Group | None
+    """All items with a right answer, where several capabilities have such items."""
+    absent: tuple[tuple[str, bool], ...]
+    """Capabilities of the baseline of which the candidate has no item, and whether they are text."""
+
+    @property
+    def all(self) -> tuple[Group, ...]:
+        """The capabilities, then all items together."""
+        return (*self.capabilities, self.pooled) if self.pooled is not None else self.capabilities
+
+
+def paired_drops(baseline: Record, candidate: Record) -> dict[str, Drops]:
+    """Of each capability the drops in its finest measure: what a sequential test over a run takes at each look.
+
+    Raises `MismatchError` as `groups` does.
+    """
+    return {group.name: group.drops[-1] for group in groups(baseline, candidate).capabilities}
+
+
+def groups(baseline: Record, candidate: Record) -> Groups:
+    """Pair the outcomes of two records and sort them by capability.
+
+    Raises `MismatchError` where the records were not measured on the same requests under the same conditions.
+    """
+    pairs = [both for both in pair(baseline, candidate) if both[1].kind != "open"]
+    asked = {old.capability for old in baseline.outcomes if old.kind not in ("text", "open")}
+
+    def name(outcome: Outcome) -> str:
+        # Accuracy and bits per byte cannot be averaged: a capability with both kinds is judged in two rows.
+        return outcome.capability + (" (text)" if outcome.kind == "text" and outcome.capability in asked else "")
+
+    found: dict[str, list[tuple[Outcome, Outcome]]] = {}
+    for old, new in pairs:
+        found.setdefault(name(new), []).append((old, new))
+    capabilities = tuple(_group(of, members) for of, members in found.items())
+    hard = [both for both in pairs if both[1].correct is not None]
+    several = sum(group.drops[0].measure == "accuracy" for group in capabilities) > 1
+    known = {name(old): old.kind == "text" for old in baseline.outcomes if old.kind != "open"}
+    return Groups(
+        capabilities,
+        _group(POOLED, hard, pooled=True) if several else None,
+        tuple((of, text) for of, text in known.items() if of not in found),
+    )
+
+
+def _group(name: str, members: Pairs, *, pooled: bool = False) -> Group:
+    # One order, whatever the record's: sums of floats and the item that is named depend on it.
+    ordered = sorted(members, key=lambda both: both[1].id)
+    return Group(name, ordered, tuple(_drops(ordered, pooled)))
+
+
+def _drops(members: Pairs, pooled: bool) -> list[Drops]:
+    if members[0][1].kind == "text":
+        both = [(old.bits_per_byte, new.bits_per_byte, new) for old, new in members]
+        finite = [(old, new, item) for old, new, item in both if old is not None and new is not None]
+        values = np.array([(old, new) for old, new, _ in finite], dtype=float).reshape(-1, 2)
+        scale = float(values[:, 0].mean()) if len(values) else math.nan
+        # Nothing is relative to 0 bits; what cannot be compared is "no data", never a pass.
+        rises = (values[:, 1] - values[:, 0]) / scale if scale > 0 else np.empty(0)
+        return [Drops("bits per byte", rises, _clusters([item for _, _, item in finite][: len(rises)]))]
+    clusters = _clusters([new for _, new in members])
+    hard = np.array([float(bool(old.correct)) - float(bool(new.correct)) for old, new in members])
+    found = [Drops("accuracy", hard, clusters)]
+    soft = [old.p - new.p for old, new in members if old.p is not None and new.p is not None]
+    # All items together are there to see a loss that is spread thinly: one test of them is enough.
+    if len(soft) == len(members) and not pooled:
+        found.append(Drops("probability", np.array(soft), clusters))
+    return found
+
+
+def _clusters(items: Sequence[Outcome]) -> NDArray[np.int64] | None:
+    # Names of clusters and ids of single items never meet: each item without a cluster is one of its own.
+    names = [(item.cluster is not None, item.cluster or item.id) for item in items]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names]) if len(numbers) < len(items) else None
