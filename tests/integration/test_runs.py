@@ -155,9 +155,7 @@ def test_a_resumed_run_keeps_the_alpha_that_it_was_begun_with(tmp_path: Path, kn
     assert [look.capabilities for look in again.looks[:2]] == [look.capabilities for look in first.looks[:2]]
     # Longer than planned: the looks beyond prove nothing either.
     longer = Guard(known, every=2, say=lines.append)
-    trainer(tmp_path, longer, **{**more, "max_steps": 10}).train(
-        resume_from_checkpoint=str(tmp_path / "checkpoint-6")
-    )
+    trainer(tmp_path, longer, **{**more, "max_steps": 10}).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert [look.step for look in longer.looks] == [2, 4, 6, 8, 10]
     assert all("no test left" in look.capabilities[0].main.method for look in longer.looks[3:])
     assert longer.verdict is not None and "at most 0.025 over" in longer.verdict.claim, "the gate half has its α"
