@@ -20,7 +20,8 @@ from backslide.guard.callback import Guard
 from backslide.models import BUILTIN, DTYPES, Loaded, load_model, quiet
 from backslide.record import Record
 from backslide.rundir import RunFolder
-from backslide.scoring.engine import Progress, Settings
+from backslide.scoring.engine import Settings
+from backslide.scoring.work import Progress
 from backslide.suite.suite import Suite
 from backslide.verdict import Verdict
 

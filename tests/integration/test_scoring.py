@@ -220,7 +220,7 @@ def test_a_part_is_looked_at_in_whole_packs(tokenizer: Any, dtype: torch.dtype) 
     scorer = Scorer(suite, model, tokenizer, Settings(row_tokens=128, batch_tokens=256, max_new_tokens=6))
     scorer.runner.prompts = 2
     whole = scorer.measure(model, part="monitor").by_id
-    packs = scorer.packs(model, "monitor")
+    packs = [pack.items for pack in scorer.packs(model, "monitor")]
     assert len(packs) > 4 and sorted(id for pack in packs for id in pack) == sorted(whole.keys() - {"o"})
     for pack in packs:
         part = scorer.measure(model, part="monitor", only=[min(pack)], replies=False)

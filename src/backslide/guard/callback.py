@@ -17,7 +17,8 @@ from backslide.judge import Alarms, judge
 from backslide.record import Record, pair
 from backslide.report.markdown import write_report
 from backslide.rundir import RunFolder
-from backslide.scoring.engine import Progress, Scorer, Settings, versions
+from backslide.scoring.engine import Scorer, Settings, versions
+from backslide.scoring.work import Progress
 from backslide.suite.item import OpenItem
 from backslide.suite.suite import Suite
 from backslide.verdict import Level, Tolerance, Verdict, Zone, main_row

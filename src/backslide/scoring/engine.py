@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +22,15 @@ from backslide.noise import noise_between
 from backslide.record import Header, Outcome, Record
 from backslide.scoring.execute import Score
 from backslide.scoring.forward import is_exact, uncompiled
+from backslide.scoring.ranks import Ranks
 from backslide.scoring.requests import Asked, ask
-from backslide.scoring.runner import Runner, default_batch
+from backslide.scoring.runner import Pack, Runner, default_batch
 from backslide.scoring.session import session
+from backslide.scoring.work import Keep, Progress, Work, together
 from backslide.suite.item import AnswerItem, ChoiceItem, Item, TextItem
 from backslide.suite.matching import matches
 from backslide.suite.suite import Part, Suite
 from backslide.version import __version__
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +88,8 @@ class Scorer:
             batch_tokens=(batch := settings.batch_tokens or default_batch(model)),
         )
         self.runner = Runner(tokenizer, row_tokens=settings.row_tokens, batch_tokens=batch)
+        self.seconds: dict[frozenset[str], float] = {}
+        """What each pack took when it was last measured here."""
         self._asked: dict[str, Asked] = {}
 
     @property
@@ -104,6 +105,9 @@ class Scorer:
         adapters: bool = True,
         replies: bool = True,
         only: Collection[str] | None = None,
+        known: Mapping[str, Outcome] | None = None,
+        keep: Keep | None = None,
+        ranks: Ranks | None = None,
         name: str = "",
         step: int | None = None,
         progress: Progress | None = None,
@@ -117,26 +121,32 @@ class Scorer:
             replies: also take the replies to `open` items, all of them whatever the part.
             only: ids of items; of the part only the packs that hold one of them are measured, each as a whole, so
                 that every item has the very scores that it has when all are measured (see `packs`).
+            known: outcomes that an interrupted measurement of the same weights has found already; they are taken over.
+            keep: told the outcomes of each pack as soon as they are found, so that an interruption loses none.
+            ranks: the processes that measure the same model at this moment; each scores its share, all get the record.
+                None: this process alone measures everything, whatever others do.
             name: the model's name, for people.
             step: optimizer steps so far, for the header.
             progress: see `Progress`.
         """
         begin = time.perf_counter()
         model = uncompiled(model)
-        outcomes: list[Outcome] = []
-        tokens = 0
+        ranks = ranks or Ranks()
+        groups: list[tuple[str, tuple[Item, ...], Collection[str] | None]] = []
+        for half in ("monitor", "gate") if part == "all" else (part,):
+            # An open item has no right answer, so it neither steers nor judges: it is in no half.
+            groups.append((f"{half} half", tuple(i for i in self.suite.part(half) if i.kind != "open"), only))
+        if replies:
+            groups.append(("open questions", tuple(item for item in self.suite.items if item.kind == "open"), None))
+        work = Work(dict(known or {}), keep or (lambda _: None), progress)
         with session(model, self.tokenizer, adapters=adapters):
             header = self.header(model, part=part, adapters=adapters, name=name, step=step)
-            for half in ("monitor", "gate") if part == "all" else (part,):
-                # An open item has no right answer, so it neither steers nor judges: it is in no half.
-                items = tuple(item for item in self.suite.part(half) if item.kind != "open")
-                if items:
-                    done, spent = self._group(model, f"{half} half", items, progress, only)
-                    outcomes += done
-                    tokens += spent
-            openers = tuple(item for item in self.suite.items if item.kind == "open") if replies else ()
-            if openers:
-                outcomes += self._group(model, "open questions", openers, progress)[0]
+            with together(ranks, work):
+                for group, items, chosen in groups:
+                    if items:
+                        self._group(model, group, items, chosen, ranks, work)
+        outcomes, tokens = list(work.outcomes.values()), work.tokens
+        self.seconds |= work.seconds
         if not outcomes:
             raise SuiteError(f"suite {self.suite.name}: its {part} half has no item; add items, or use --part all")
         order = {item.id: place for place, item in enumerate(self.suite.items)}
@@ -158,7 +168,8 @@ class Scorer:
         other.runner.layout = self.runner.layout
         other.runner.prompts = -(-self.runner.prompts // 2)
         half: Part = "gate" if part == "gate" else "monitor"
-        again = other.measure(model, part=half, adapters=adapters, replies=False, progress=more.get("progress"))
+        shared = {name: more[name] for name in ("ranks", "progress") if name in more}
+        again = other.measure(model, part=half, adapters=adapters, replies=False, **shared)
         cost = {name: value + again.header.cost[name] for name, value in record.header.cost.items()}
         header = dataclasses.replace(record.header, noise=noise_between(record, again), cost=cost)
         return dataclasses.replace(record, header=header)
@@ -189,46 +200,48 @@ class Scorer:
             blank += [_blank(item, asked.digests[item.id]) for item in items]
         return Record(self.header(model, part=part, adapters=adapters), tuple(blank))
 
-    def packs(self, model: Any, part: Part) -> list[frozenset[str]]:
-        """The items of each pack of a half: what can be looked at by itself. An item is in one pack."""
+    def packs(self, model: Any, part: Part) -> list[Pack]:
+        """The packs of a half: what can be looked at by itself. An item is in one pack."""
         asked = self._ask(f"{part} half", tuple(item for item in self.suite.part(part) if item.kind != "open"))
+        model = uncompiled(model)
         with session(model, self.tokenizer):
             return self.runner.packs(model, asked.requests, asked.prompts, name=f"{part} half")
 
     def _group(
-        self,
-        model: Any,
-        name: str,
-        items: tuple[Item, ...],
-        progress: Progress | None,
-        only: Collection[str] | None = None,
-    ) -> tuple[list[Outcome], int]:
+        self, model: Any, name: str, items: tuple[Item, ...], only: Collection[str] | None, ranks: Ranks, work: Work
+    ) -> None:
         asked = self._ask(name, items)
-        requests, prompts = asked.requests, asked.prompts
-        chosen: set[str] | None = None
+        packs = self.runner.packs(model, asked.requests, asked.prompts, name=name)
         if only is not None:
-            packs = self.runner.packs(model, requests, prompts, name=name)
-            chosen = {item for pack in packs if not pack.isdisjoint(only) for item in pack}
-            items = tuple(item for item in items if item.id in chosen)
-            requests = tuple(request for request in requests if request.item in chosen)
-            prompts = tuple(prompt for prompt in prompts if prompt.item in chosen)
-        done = 0
-        total = len(requests) + len(prompts)
+            packs = [pack for pack in packs if not pack.items.isdisjoint(only)]
+        # What is known is dealt out as well, so that all processes deal alike.
+        mine = [packs[place] for place in ranks.mine([pack.tokens for pack in packs])]
+        for pack in mine:
+            if pack.items <= work.known.keys():
+                work.take(pack.items)
+        todo = {item for pack in mine for item in pack.items if not pack.items <= work.known.keys()}
+        by_id = {item.id: item for item in items}
+        advance = work.begin(
+            name, sum(r.item in todo for r in asked.requests) + sum(p.item in todo for p in asked.prompts)
+        )
 
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress is not None:
-                progress(name, done, total)
+        def scored(pack: frozenset[str], scores: Mapping[int, Score]) -> None:
+            of: dict[str, list[Score]] = {id: [] for id in pack}
+            for place in sorted(scores):
+                of[asked.requests[place].item].append(scores[place])
+            work.done([outcome(by_id[id], asked.digests[id], of[id], {}) for id in sorted(pack)])
 
-        scores, tokens = self.runner.score(model, asked.requests, name=name, only=chosen, progress=advance)
+        work.tokens += self.runner.score(
+            model, asked.requests, name=name, only=todo, progress=advance, finished=scored
+        )[1]
+        prompts = {prompt.item: prompt for prompt in asked.prompts}
         limit = self.settings.max_new_tokens
-        replies = self.runner.reply(model, prompts, max_new_tokens=limit, progress=advance)
-        said = {prompt.item: reply.strip() for prompt, reply in zip(prompts, replies, strict=True)}
-        by_item: dict[str, list[Score]] = {}
-        for request, score in zip(requests, scores, strict=True):
-            by_item.setdefault(request.item, []).append(score)
-        return [outcome(item, asked.digests[item.id], by_item.get(item.id, []), said) for item in items], tokens
+        for pack in mine:
+            if pack.items <= todo and pack.items <= prompts.keys():
+                ids = sorted(pack.items)
+                replies = self.runner.reply(model, [prompts[id] for id in ids], max_new_tokens=limit, progress=advance)
+                said = {id: reply.strip() for id, reply in zip(ids, replies, strict=True)}
+                work.done([outcome(by_id[id], asked.digests[id], [], said) for id in ids])
 
     def _ask(self, name: str, items: tuple[Item, ...]) -> Asked:
         if name not in self._asked:

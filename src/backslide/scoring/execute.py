@@ -45,6 +45,7 @@ def execute(
     pad: int,
     memory: Memory | None = None,
     progress: Callable[[int], None] | None = None,
+    finished: Callable[[int, list[tuple[int, Score]]], None] | None = None,
 ) -> list[Score]:
     """Score `requests`, which `plan` was made from, on a causal language model in eval mode.
 
@@ -57,6 +58,7 @@ def execute(
         pad: id of a token to fill rows with; it is never seen by another token.
         memory: what is known of the size that fits; kept by the caller from one call to the next.
         progress: called with the number of requests done after each batch.
+        finished: called after each batch of the plan with its number there and the requests' places and scores.
 
     Returns:
         A score for each request, in their order.
@@ -66,7 +68,8 @@ def execute(
     scores: list[Score | None] = [None] * len(requests)
     shared: Shared | None = None
     of: Tokens = ()
-    for planned in plan.batches:
+    for number, planned in enumerate(plan.batches):
+        found: list[tuple[int, Score]] = []
         if planned.prefix != of:
             shared, of = None, planned.prefix  # the one before is let go before the next is made
             shared = read_prefix(model, of) if of else None
@@ -84,8 +87,11 @@ def execute(
                 continue
             for index, score in done:
                 scores[index] = score
+            found += done
             if progress is not None:
                 progress(len(done))
+        if finished is not None:
+            finished(number, found)
     return [score for score in scores if score is not None]
 
 

@@ -39,8 +39,18 @@ def project_only(model: Any, where: Any) -> Iterator[None]:
 
 
 def uncompiled(model: Any) -> Any:
-    """The model behind `torch.compile`, whose graph was traced without the hook of `project_only`."""
-    return getattr(model, "_orig_mod", model)
+    """The model behind `torch.compile` and behind what runs it on several devices.
+
+    A compiled graph was traced without the hook of `project_only`; a replica's wrapper would wait for other processes
+    at each pass, which score other items.
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
 
 
 def is_exact(model: Any) -> bool:

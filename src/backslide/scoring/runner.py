@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backslide.scoring.execute import Score, execute
@@ -15,6 +15,18 @@ from backslide.scoring.requests import Prompt, Request
 from backslide.scoring.support import Layout, layout_for
 
 Advance = Callable[[int], None]
+
+REPLY_TOKENS = 48
+"""Tokens that a reply counts for where work is shared out before any was timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Items that are scored in each other's company."""
+
+    items: frozenset[str]
+    tokens: int
+    """About how many tokens it takes, to share work out by."""
 
 
 def default_batch(model: Any) -> int:
@@ -46,34 +58,54 @@ class Runner:
         name: str | None,
         only: Collection[str] | None = None,
         progress: Advance | None = None,
+        finished: Callable[[frozenset[str], Mapping[int, Score]], None] | None = None,
     ) -> tuple[list[Score], int]:
         """Log-likelihoods of `requests` and the number of tokens computed; the plan is kept under `name`, if any.
 
         With `only`, which must be the items of whole packs, the log-likelihoods of their requests, in their order.
+        `finished` is told the items and scores of each pack as soon as it is done, by place in `requests`.
         """
         if not requests:
             return [], 0
         model = uncompiled(model)
         packed = self._plan(model, requests, name)
+        packs = packed.packs(requests)
         if only is not None:
-            batches = [
-                b for b in packed.batches if {requests[i.request].item for r in b.rows for i in r.reads} <= set(only)
-            ]
-            packed = replace(packed, batches=tuple(batches))
-        pad = pad_token(self.tokenizer)
-        return execute(model, packed, requests, pad=pad, memory=self.memory, progress=progress), packed.tokens
+            items = set(only)
+            packs = tuple(pack for pack in packs if _items(packed, pack, requests) <= items)
+            chosen = sorted(number for pack in packs for number in pack)
+            place = {number: new for new, number in enumerate(chosen)}
+            packed = replace(packed, batches=tuple(packed.batches[number] for number in chosen))
+            packs = tuple(tuple(place[number] for number in pack) for pack in packs)
+        home = {number: pack for pack in packs for number in pack}
+        left = {pack: len(pack) for pack in packs}
+        found: dict[tuple[int, ...], dict[int, Score]] = {pack: {} for pack in packs}
 
-    def packs(
-        self, model: Any, requests: Sequence[Request], prompts: Sequence[Prompt], *, name: str
-    ) -> list[frozenset[str]]:
-        """The items of each part that can be looked at by itself, in the very company in which the whole is scored."""
-        found: list[frozenset[str]] = []
+        def done(number: int, scores: list[tuple[int, Score]]) -> None:
+            pack = home[number]
+            left[pack] -= 1
+            found[pack].update(scores)
+            if not left[pack] and finished is not None:
+                finished(_items(packed, pack, requests), found.pop(pack))
+
+        pad = pad_token(self.tokenizer)
+        scores = execute(
+            model, packed, requests, pad=pad, memory=self.memory, progress=progress, finished=done if finished else None
+        )
+        return scores, packed.tokens
+
+    def packs(self, model: Any, requests: Sequence[Request], prompts: Sequence[Prompt], *, name: str) -> list[Pack]:
+        """What can be looked at by itself, in the very company in which the whole is scored. An item is in one pack."""
+        found: list[Pack] = []
         if requests:
             packed = self._plan(uncompiled(model), requests, name)
             for pack in packed.packs(requests):
-                rows = [row for number in pack for row in packed.batches[number].rows]
-                found.append(frozenset(requests[read.request].item for row in rows for read in row.reads))
-        return found + [frozenset(prompts[i].item for i in group) for group in in_batches(prompts, self.prompts)]
+                size = sum(len(row.tokens) for number in pack for row in packed.batches[number].rows)
+                found.append(Pack(_items(packed, pack, requests), size))
+        for group in in_batches(prompts, self.prompts):
+            size = sum(len(prompts[i].tokens) + REPLY_TOKENS for i in group)
+            found.append(Pack(frozenset(prompts[i].item for i in group), size))
+        return found
 
     def _plan(self, model: Any, requests: Sequence[Request], name: str | None) -> Plan:
         if self.layout is None:
@@ -120,3 +152,8 @@ class Runner:
     def notes(self) -> tuple[str, ...]:
         """What the record should say of how it went."""
         return (self.layout.notes if self.layout else ()) + self.memory.notes + self.reply_memory.notes
+
+
+def _items(packed: Plan, pack: Sequence[int], requests: Sequence[Request]) -> frozenset[str]:
+    rows = [row for number in pack for row in packed.batches[number].rows]
+    return frozenset(requests[read.request].item for row in rows for read in row.reads)

@@ -1,0 +1,77 @@
+"""Several processes that score one suite: each item once, the same record on all of them.
+
+Replicas (DDP) share the packs out. Where the weights themselves are shared out (FSDP), every pass needs all processes,
+so each of them makes all passes, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import distributed
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a training run, seen from one of them."""
+
+    rank: int = 0
+    """This process, from 0."""
+    size: int = 1
+    """How many there are."""
+    split: bool = True
+    """Whether each scores a share of the packs; else all score all."""
+
+    @classmethod
+    def of(cls, model: Any) -> Ranks:
+        """The processes that train `model`: one where torch.distributed was not begun."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        return cls(distributed.get_rank(), distributed.get_world_size(), split=not is_sharded(model))
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def mine(self, weights: Sequence[float]) -> list[int]:
+        """The places of the packs that this process scores: the heaviest first, each to who has least so far."""
+        if self.size == 1 or not self.split:
+            return list(range(len(weights)))
+        loads = [0.0] * self.size
+        owner = {}
+        for place in sorted(range(len(weights)), key=lambda place: (-weights[place], place)):
+            least = loads.index(min(loads))
+            loads[least] += weights[place]
+            owner[place] = least
+        return [place for place in range(len(weights)) if owner[place] == self.rank]
+
+    def gather(self, value: T) -> list[T]:
+        """What every process has, in order of rank; all of them must call it."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value)
+        return found
+
+    def agreed(self, value: T) -> T:
+        """What the first process has: clocks and files differ from one to the other, decisions must not."""
+        if self.size == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether the weights are shared out over processes, so that no process could run the model alone."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) or any(
+        isinstance(parameter, DTensor) for parameter in model.parameters()
+    )
