@@ -24,6 +24,16 @@ def single_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Baselines of tests stay out of the user's cache, and those of one test out of the next one's."""
+    from backslide.guard import cache
+
+    place = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(cache, "cache_folder", lambda: place)
+    return place
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved tiny chat model with its tokenizer."""

@@ -138,7 +138,7 @@ def model_fingerprint(model: Any, *, adapters: bool = True) -> str:
     digest = hashlib.sha256()
     rows = []
     for name, parameter in model.named_parameters():
-        if not adapters and _is_adapter(name):
+        if not adapters and is_adapter(name):
             continue
         plain = name.replace("base_model.model.", "").replace(".base_layer", "").replace(".original_module", "")
         rows.append((plain, parameter))
@@ -158,7 +158,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _is_adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name belongs to an adapter of PEFT and not to the base model."""
     # PEFT's own test: every tuner's parameters carry one of its prefixes, such as lora_ or ia3_; `modules_to_save` are
     # trained copies of whole modules.
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING

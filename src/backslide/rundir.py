@@ -5,7 +5,9 @@
     run.json                 config, versions, seeds, suite hash, α, tolerance, planned looks
     baseline.jsonl           the record before training
     steps/step-000050.jsonl  a record for each look
+    steps/lost/              looks at weights that are no part of the run any more, since it was resumed before them
     final.jsonl              the gate half (and the open items' replies) of the final model
+    final-monitor.jsonl      the monitor half of the final model, where its weights are not those of the last look
     events.jsonl             appended and flushed: losses, looks, verdicts, actions, seconds
     verdict.json             the final verdict
     report.md
@@ -27,7 +29,10 @@ from backslide.files import dump, read_json, write_json
 from backslide.record import Record
 from backslide.verdict import Verdict
 
-_OWN = ("run.json", "baseline.jsonl", "steps", "final.jsonl", "events.jsonl", "verdict.json", "report.md", "model")
+_OWN = (
+    "run.json", "baseline.jsonl", "steps", "final.jsonl", "final-monitor.jsonl", "events.jsonl", "verdict.json",
+    "report.md", "snapshot", "model",
+)  # fmt: skip
 
 
 class RunFolder:
@@ -80,6 +85,16 @@ class RunFolder:
         return self.path / "final.jsonl"
 
     @property
+    def final_monitor(self) -> Path:
+        """The record of the final model on the monitor half."""
+        return self.path / "final-monitor.jsonl"
+
+    @property
+    def snapshot(self) -> Path:
+        """The folder of the state that a rollback goes back to."""
+        return self.path / "snapshot"
+
+    @property
     def report(self) -> Path:
         """The report."""
         return self.path / "report.md"
@@ -94,16 +109,32 @@ class RunFolder:
         paths = sorted((self.path / "steps").glob("step-*.jsonl"), key=lambda path: (len(path.name), path.name))
         return [Record.load(path) for path in paths]
 
+    def lose(self, step: int) -> None:
+        """Put the record of the look after `step` aside: its weights are no part of the run any more."""
+        place = self.path / "steps" / "lost"
+        place.mkdir(parents=True, exist_ok=True)
+        name = self.step(step).stem
+        free = next(t for i in range(10_000) if not (t := place / f"{name}{f'-{i}' if i else ''}.jsonl").exists())
+        self.step(step).rename(free)
+
     def append(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Write events down, each with the time, and see them onto the disk."""
-        with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
-            if file.tell() and not self._ends_with_newline():
-                # A killed process left half a line; close it, so that the next event has its own.
-                file.write("\n")
-            for event in events:
-                file.write(dump({"time": round(time.time(), 3), **event}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.path / "events.jsonl"
+        text = "".join(dump({"time": round(time.time(), 3), **event}) + "\n" for event in events)
+        size = path.stat().st_size if path.exists() else 0
+        if size and not self._ends_with_newline():
+            # A killed process left half a line; close it, so that the next event has its own.
+            text = "\n" + text
+        try:
+            with open(path, "a", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            # The disk is full: all of it or nothing, so that whoever tries again writes no event twice.
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            raise
 
     def events(self) -> list[dict[str, Any]]:
         """All events, in order; a line that a killed process left half written is passed over."""

@@ -145,15 +145,24 @@ def test_a_resumed_run_keeps_the_alpha_that_it_was_begun_with(tmp_path: Path, kn
     trainer(tmp_path, first, **more).train()
     with pytest.raises(MismatchError, match=r"begun with alpha = 0.05 and is resumed with 0.5"):
         trainer(tmp_path, Guard(known, every=2, alpha=0.5), **more).train(resume_from_checkpoint=True)
-    # Back to step 4: the look at step 6 was taken, and is taken again; it had its share.
+    # Back to step 4: step 6 comes by again with the same weights, so it is the same look, with its share of α.
     again = Guard(known, every=2, say=lines.append)
     trainer(tmp_path, again, **more).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert [look.step for look in again.looks] == [2, 4, 6]
-    assert any("begun with 3 looks, 0 of them are left for 1" in line for line in lines)
-    last = again.looks[-1].capabilities[0]
-    assert "no test left" in last.main.method and last.zone is not Zone.REGRESSED
-    assert [look.capabilities for look in again.looks[:2]] == [look.capabilities for look in first.looks[:2]]
-    # Longer than planned: the looks beyond prove nothing either.
+    assert [look.to_dict() for look in again.looks] == [look.to_dict() for look in first.looks]
+    assert again.verdict == first.verdict and not any("proves nothing" in line for line in lines)
+    assert not (tmp_path / "backslide" / "steps" / "lost").exists()
+    # With other data from there on the weights are others: the look before had the share of this one.
+    other = Guard(known, every=2, say=lines.append)
+    elsewhere = trainer(tmp_path, other, ignore_data_skip=True, **more)
+    elsewhere.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [look.step for look in other.looks] == [2, 4, 6]
+    assert all(any(f"step {k} comes by again with other weights" in line for line in lines) for k in (4, 6))
+    for look in other.looks[1:]:
+        assert "no test left" in look.capabilities[0].main.method and look.zone is not Zone.REGRESSED
+    assert other.looks[0].capabilities == first.looks[0].capabilities
+    lost = sorted((tmp_path / "backslide" / "steps" / "lost").iterdir())
+    assert [Record.load(path).header.step for path in lost] == [4, 6], "what was measured is kept"
+    # Longer than planned: the looks beyond prove nothing.
     longer = Guard(known, every=2, say=lines.append)
     trainer(tmp_path, longer, **{**more, "max_steps": 10}).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert [look.step for look in longer.looks] == [2, 4, 6, 8, 10]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,19 @@ from hypothesis import strategies as st
 
 from backslide.errors import ConfigError
 from backslide.files import dump
-from backslide.guard.monitor import State, conclude, on_log, on_look
+from backslide.guard.monitor import State, again, conclude, on_log, on_look, wait
 from backslide.guard.policy import Action, check, decide
-from backslide.guard.schedule import LOOKS, plan_looks
+from backslide.guard.schedule import (
+    FEWEST_ITEMS,
+    Pace,
+    check_budget,
+    choose,
+    count_looks,
+    in_order,
+    must_look,
+    next_look,
+    plan_looks,
+)
 from backslide.judge import judge
 from backslide.verdict import Verdict, Zone, broken
 from builders import choices, flipped, record
@@ -37,9 +48,11 @@ REGRESSED = judge(*(record(outcomes, step=8) for outcomes in flipped(60, 20, 0))
         (90, {"every": 30}, (30, 60, 90)),
         (10, {"every": 30}, (10,)),
         (100, {"looks": 1}, (100,)),
-        (100, {"looks": 4}, (12, 35, 65, 100)),  # 100 · (i/4)^1.5 = 12.5, 35.4, 65.0, 100
+        # Where ½ log(1 + s/20)/log 6 + ½ s/100 is ¼, ½ and ¾: by hand at s = 16, .164 + .080; 39, .302 + .195.
+        (100, {"looks": 4}, (16, 39, 68, 100)),
         (3, {"looks": 10}, (1, 2, 3)),
         (1, {}, (1,)),
+        (200, {}, (12, 28, 48, 72, 100, 131, 165, 200)),
     ],
 )
 def test_planned_looks(steps: int, options: dict[str, int], looks: tuple[int, ...]) -> None:
@@ -55,14 +68,21 @@ def test_looks_rise_to_the_last_step(steps: int, every: int | None, looks: int |
     plan = plan_looks(steps, every=every, looks=looks)
     assert list(plan) == sorted(set(plan)) and plan[0] >= 1 and plan[-1] == steps
     if every is None:
-        assert len(plan) <= (looks or LOOKS)
+        assert len(plan) <= (looks or count_looks(steps))
         if steps > 200 * 30:
-            assert len(plan) == (looks or LOOKS), "no look may be lost where there is room"
+            assert len(plan) == (looks or count_looks(steps)), "no look may be lost where there is room"
 
 
-def test_looks_are_denser_early() -> None:
-    gaps = np.diff((0, *plan_looks(1000, looks=8)))
+@given(st.integers(1, 10**7))
+def test_longer_runs_have_more_looks_but_not_many(steps: int) -> None:
+    assert 4 <= count_looks(steps) <= count_looks(2 * steps) <= 16
+
+
+@pytest.mark.parametrize("steps", [200, 1000, 10_000])
+def test_looks_are_denser_early(steps: int) -> None:
+    gaps = np.diff((0, *plan_looks(steps)))
     assert (np.diff(gaps) > 0).all()
+    assert sum(step <= 150 for step in plan_looks(steps)) >= 2, "most damage comes in the first 150 steps"
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "6"])
@@ -78,10 +98,74 @@ def test_a_run_without_steps(steps: int) -> None:
         plan_looks(steps)
 
 
+@pytest.mark.parametrize("budget", [0, -0.1, 1.5, True, "5%", math.nan, math.inf])
+def test_a_budget_that_is_no_share(budget: Any) -> None:
+    with pytest.raises(ConfigError, match="budget is .*, a share of the training's time above 0 and up to 1 is needed"):
+        check_budget(budget)
+
+
+def test_a_look_takes_what_its_allowance_pays() -> None:
+    # 200 steps of 2 s at 5%: 20 s, of which 4 s are spent and 6 s are the end's. Two looks are left: 5 s each.
+    pace = Pace(budget=0.05, steps=200, step=2.0, spent=4.0, end=6.0)
+    assert pace.total == pytest.approx(20.0) and pace.allowance(2) == pytest.approx(5.0)
+    costs, items = [1.0] * 10, [30] * 10
+    assert choose(costs, items, pace.allowance(2), needed=False) == 5
+    assert choose(costs, items, 100.0, needed=False) == 10, "never more than there is"
+    assert choose(costs, items, 1.9, needed=False) == 0, "two packs have the fewest items that say anything"
+    assert choose(costs, items, -7.0, needed=True) == 2, "the few looks that must be are the least that says anything"
+    assert choose([5.0], [10], 1.0, needed=True) == 1, "a half smaller than that is taken whole"
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 10), st.integers(1, 64)), min_size=1, max_size=40),
+    st.floats(-5, 200),
+    st.booleans(),
+)
+def test_a_look_is_as_large_as_is_paid_for_or_as_small_as_makes_sense(
+    packs: list[tuple[float, int]], allowance: float, needed: bool
+) -> None:
+    costs, items = [cost for cost, _ in packs], [count for _, count in packs]
+    count = choose(costs, items, allowance, needed=needed)
+    if count == 0:
+        assert not needed
+        return
+    assert sum(items[:count]) >= min(FEWEST_ITEMS, sum(items))
+    if sum(costs[:count]) > allowance:
+        assert needed and (count == 1 or sum(items[: count - 1]) < FEWEST_ITEMS)
+    elif count < len(costs):
+        assert sum(costs[: count + 1]) > allowance
+
+
+def test_the_first_the_middle_and_the_last_look_are_taken_whatever_they_cost() -> None:
+    assert [number for number in range(1, 10) if must_look(number, 9)] == [1, 5, 9]
+    assert must_look(1, 1) and must_look(1, 2) and must_look(2, 2)
+
+
+@given(st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=9), min_size=1, max_size=12))
+def test_growing_looks_hold_every_capability_as_soon_as_they_can(packs: list[list[str]]) -> None:
+    costs = [float(len(pack)) for pack in packs]
+    order = in_order(packs, costs)
+    assert sorted(order) == list(range(len(packs))) and order == in_order(packs, costs)
+
+
+def test_looks_of_growing_size_keep_capabilities_in_proportion() -> None:
+    packs = [["a"] * 4] * 10 + [["b"] * 4] * 10 + [["c"] * 4] * 2
+    order = in_order(packs, [1.0] * 22)
+    first = [packs[place][0] for place in order[:3]]
+    assert sorted(first) == ["a", "b", "c"]
+    half = Counter(packs[place][0] for place in order[:11])
+    assert abs(half["a"] - half["b"]) <= 1 and half["c"] >= 1
+
+
+@given(st.integers(0, 10**6))
+def test_looks_of_a_run_without_end_come_ever_less_often(last: int) -> None:
+    assert last + 10 <= next_look(last) <= max(last + 10, 1.4 * last + 1)
+
+
 # Policy
 
 
-@pytest.mark.parametrize("policy", ["warn", "stop"])
+@pytest.mark.parametrize("policy", ["warn", "stop", "rollback", "lower_lr", "replay"])
 def test_a_name_acts_on_a_regression_alone(policy: str) -> None:
     assert decide(policy, REGRESSED) == Action(policy, REGRESSED.reasons[0])
     assert decide(policy, UNDECIDED) is None and decide(policy, RETAINED) is None
@@ -109,7 +193,10 @@ def _fails(_: Verdict) -> str:
     [
         (_fails, "the on_regression function raised KeyError: 'oops'"),
         (lambda: "stop", "the on_regression function raised TypeError"),
-        (lambda v: "explode", "the on_regression function gave 'explode', which is none of warn, stop"),
+        (
+            lambda v: "explode",
+            "the on_regression function gave 'explode', which is none of warn, stop, rollback, lower_lr, replay",
+        ),
         (lambda v: True, "gave True, which is none of"),
         (lambda v: ["stop"], r"gave ['stop'], which is none of"),
         (lambda v: np.array(["stop", "warn"]), "gave array("),
@@ -120,27 +207,68 @@ def test_a_mistake_in_a_function_warns_and_never_ends_a_run(policy: Callable[...
     assert action is not None and action.kind == "warn" and says in action.reason
 
 
-@pytest.mark.parametrize("policy", ["rollback", "", None, 3, ["warn"]])
+@pytest.mark.parametrize("policy", ["explode", "", None, 3, ["warn"]])
 def test_a_policy_that_is_none(policy: Any) -> None:
-    with pytest.raises(ConfigError, match="on_regression is .*, one of warn, stop or a function is needed"):
+    with pytest.raises(
+        ConfigError, match="on_regression is .*, one of warn, stop, rollback, .* or a function is needed"
+    ):
         check(policy)
+
+
+def test_a_policy_that_is_nearly_one_and_one_that_lacks_its_function() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'rollback'"):
+        check("roll_back")
+    with pytest.raises(ConfigError, match="needs replay=, a function"):
+        check("replay")
+    assert check("replay", replay=True) == "replay"
 
 
 # Monitor
 
 
-@given(st.integers(1, 10_000), st.none() | st.integers(1, 300), st.floats(1e-4, 0.5))
-def test_all_looks_and_the_gate_share_alpha(steps: int, looks: int | None, alpha: float) -> None:
+@given(st.integers(1, 10_000), st.none() | st.integers(1, 300), st.floats(1e-4, 0.5), st.data())
+def test_looks_and_gate_share_alpha_whatever_is_passed_over(
+    steps: int, looks: int | None, alpha: float, data: st.DataObject
+) -> None:
     state = State(looks=plan_looks(steps, looks=looks), alpha=alpha)
-    spent = len(state.looks) * state.level.fail + state.gate_level.fail
-    assert spent == pytest.approx(alpha) and spent <= alpha * (1 + 1e-9)
-    assert state.level.passing == state.gate_level.passing == alpha
+    taken = data.draw(st.sets(st.sampled_from(state.looks)))
+    tested = []
+    for step in sorted(taken):
+        tested.append(state.share(step))
+        level = state.level(step)
+        assert level is not None and level.fail == tested[-1] and level.passing == alpha
+        state, _, _ = on_look(state, step, UNDECIDED, "warn")
+    # Wherever the run ends, its last look has what is left; the whole plan leaves nothing.
+    rest = state.share(steps, last=True)
+    assert (rest == 0) == (steps in taken) and (state.level(steps, last=True) is None) == (steps in taken)
+    assert sum(tested) + rest == pytest.approx(state.looks_alpha)
+    assert sum(tested) + rest + state.gate_level.fail <= alpha * (1 + 1e-9)
 
 
-def test_levels_do_not_change_while_looks_are_made() -> None:
-    state = State(looks=(5, 10), alpha=0.05)
-    after, _, _ = on_look(state, 5, UNDECIDED, "warn")
-    assert (after.level, after.gate_level) == (state.level, state.gate_level)
+def test_a_look_that_was_passed_over_leaves_its_share_to_the_next() -> None:
+    state = State(looks=(5, 10, 20, 40), alpha=0.08)
+    assert state.share(5) == pytest.approx(0.01) and state.share(10) == pytest.approx(0.02)
+    state, _, _ = on_look(state, 10, UNDECIDED, "warn")
+    assert state.share(20) == pytest.approx(0.01) and state.share(20, last=True) == pytest.approx(0.02)
+
+
+def test_looks_without_a_plan_spend_ever_less() -> None:
+    state, shares = State(looks=(), alpha=0.1, open=True), []
+    for look in range(50):
+        shares.append(state.share(10 * look + 10))
+        state, _, _ = on_look(state, 10 * look + 10, UNDECIDED, "warn")
+    assert shares[:3] == pytest.approx([0.05 / 2, 0.05 / 6, 0.05 / 12]) and sum(shares) < 0.05
+
+
+def test_a_look_that_comes_by_again_has_its_alpha_and_another_in_its_place_has_none() -> None:
+    state, _, _ = on_look(State(looks=(5, 10, 20), alpha=0.06), 5, UNDECIDED, "warn")
+    back = wait(state, (10,))
+    assert back.waiting == ((10, pytest.approx(0.01)),)
+    assert back.level(10) is None, "its α was spent on other weights"
+    assert back.share(20) == pytest.approx(0.01)
+    assert back.share(7, last=True) == pytest.approx(0.01), "a run that ends before it keeps off its share"
+    same = again(back, 10)
+    assert same.share(10) == pytest.approx(0.01) and same == state
 
 
 def test_looks_are_due_once_and_a_resumed_run_goes_on() -> None:
@@ -157,10 +285,9 @@ def test_a_look_is_written_down_with_what_was_done() -> None:
     state = State(looks=(5, 10), alpha=0.05)
     after, events, action = on_look(state, 5, REGRESSED, "stop")
     assert action == Action("stop", REGRESSED.reasons[0]) and after.regressed_at == 5
-    look, act = events
+    (look,) = events
     assert (look["event"], look["step"], look["zone"]) == ("look", 5, "regressed")
     assert Verdict.from_dict(look["verdict"]) == REGRESSED
-    assert act == {"event": "action", "step": 5, "action": "stop", "reason": REGRESSED.reasons[0]}
     assert state == State(looks=(5, 10), alpha=0.05), "the state before is left as it was"
     later, events, action = on_look(after, 10, RETAINED, "stop")
     assert later.regressed_at == 5 and action is None and len(events) == 1

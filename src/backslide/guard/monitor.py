@@ -2,19 +2,24 @@
 
 State is frozen; each function gives the next state and the events to write down. An event is a dictionary with
 `event` and `step`, a line of `events.jsonl`.
+
+α of the looks is shared out by their place in the plan: at look i of K, i/K of it may have been spent in all. A look
+that was passed over leaves its share to the next, and the last one may take what is left; the errors of all looks add
+up to α at most, whatever the looks depend on (Bonferroni). Of a run whose length is not known, look k has 1/(k(k+1)).
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from backslide.guard.policy import Action, Policy, decide
-from backslide.stats.sequential import spending
+from backslide.stats.sequential import open_ended
 from backslide.verdict import Level, Verdict, Zone, broken
 
 Event = dict[str, Any]
@@ -28,21 +33,28 @@ TESTS = ("exact", "joint")
 LOSSES = ("loss", "eval_loss", "grad_norm")
 """What is taken from a trainer's log."""
 
+_NOTHING = 1e-12
+"""Share of α below which nothing is left to test at; sums of shares have rounding."""
+
 
 @dataclass(frozen=True)
 class State:
     """What the guard knows of a run."""
 
     looks: tuple[int, ...]
-    """Planned steps, all of them, before the first."""
+    """Planned steps, all of them, before the first; empty where the length of the run is not known."""
     alpha: float
     """Probability of a false `regressed` over the whole run."""
     planned: int = 0
     """Looks that α is shared by; 0: those of `looks`. One more where the best checkpoint is loaded at the end, and of a
     resumed run as many as were planned when it began."""
-    lost: int = 0
-    """Looks that were taken after the checkpoint that the run was resumed from, and will be taken again: they had
-    their share of α."""
+    open: bool = False
+    """Whether the length of the run is not known."""
+    spent: float = 0.0
+    """What looks have spent of `looks_alpha`."""
+    waiting: tuple[tuple[int, float], ...] = ()
+    """Step and α of looks taken after the checkpoint that the run was resumed from. The same weights come by again as a
+    rule, and then it is the same look; other weights make it another one, and its α is gone."""
     done: tuple[int, ...] = ()
     """Steps looked at."""
     zones: tuple[Zone, ...] = ()
@@ -58,20 +70,26 @@ class State:
         return self.planned or len(self.looks)
 
     @property
-    def spent(self) -> bool:
-        """Whether all planned looks were taken, so that a further one has no α left."""
-        return len(self.done) + self.lost >= self.shares
-
-    @property
     def looks_alpha(self) -> float:
         """What all looks at the monitor half share."""
         return self.alpha * (1 - GATE_SHARE)
 
-    @property
-    def level(self) -> Level:
-        """Error probabilities of one look at the monitor half: equal shares over the planned looks."""
-        share = spending(self.looks_alpha, self.shares).init().level(1)
-        return Level(fail=share, passing=self.alpha)
+    def place(self, step: int, *, last: bool = False) -> int:
+        """Which of the planned looks one at `step` is, from 1. The last one of a run stands for all that are left."""
+        return self.shares if last else min(max(bisect.bisect_right(self.looks, step), 1), self.shares)
+
+    def share(self, step: int, *, last: bool = False) -> float:
+        """α of a look at `step`; 0 where nothing is left for it."""
+        if self.open:
+            return open_ended(self.looks_alpha).init().level(len(self.done) + 1)
+        upto = self.looks_alpha * self.place(step, last=last) / self.shares
+        left = upto - self.spent - sum(alpha for at, alpha in self.waiting if last or at <= step)
+        return left if left > _NOTHING * self.alpha else 0.0
+
+    def level(self, step: int, *, last: bool = False) -> Level | None:
+        """Error probabilities of a look at the monitor half at `step`; None where no α is left for it."""
+        share = self.share(step, last=last)
+        return Level(fail=share, passing=self.alpha) if share else None
 
     @property
     def gate_level(self) -> Level:
@@ -98,20 +116,32 @@ def on_log(state: State, step: int, log: Mapping[str, Any]) -> tuple[State, list
     return state, events
 
 
-def on_look(state: State, step: int, verdict: Verdict, policy: Policy) -> tuple[State, list[Event], Action | None]:
+def wait(state: State, steps: Sequence[int]) -> State:
+    """The state of a run that is resumed before looks that it took already, at `steps`, in order."""
+    for step in steps:
+        state = dataclasses.replace(state, waiting=(*state.waiting, (step, state.share(step))))
+    return state
+
+
+def again(state: State, step: int) -> State:
+    """The look at `step` that waited is the one that is due now: its α is its own again."""
+    return dataclasses.replace(state, waiting=tuple(w for w in state.waiting if w[0] != step))
+
+
+def on_look(
+    state: State, step: int, verdict: Verdict, policy: Policy, *, last: bool = False
+) -> tuple[State, list[Event], Action | None]:
     """Take the verdict of a look at the monitor half, and decide."""
     events: list[Event] = [{"event": "look", "step": step, "zone": verdict.zone, "verdict": verdict.to_dict()}]
     first = verdict.zone is Zone.REGRESSED and state.regressed_at is None
     state = dataclasses.replace(
         state,
+        spent=state.spent + state.share(step, last=last),
         done=(*state.done, step),
         zones=(*state.zones, verdict.zone),
         regressed_at=step if first else state.regressed_at,
     )
-    action = decide(policy, verdict)
-    if action is not None:
-        events.append({"event": "action", "step": step, "action": action.kind, "reason": action.reason})
-    return state, events, action
+    return state, events, decide(policy, verdict)
 
 
 def conclude(state: State, last: Verdict | None, gate: Verdict | None) -> Verdict:

@@ -1,17 +1,25 @@
-"""What to do about a verdict. Pure: a decision in, an action out; the callback carries it out."""
+"""What to do about a verdict. Pure: a decision in, an action out; `backslide.guard.actions` carries it out."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from backslide.errors import ConfigError
 from backslide.verdict import Verdict, Zone
 
-ACTIONS = ("warn", "stop")
+ACTIONS = ("warn", "stop", "rollback", "lower_lr", "replay")
+"""
+- `warn`: say it, and go on;
+- `stop`: end the training after this step;
+- `rollback`: back to the last state that had kept its abilities, with a lower learning rate from there on;
+- `lower_lr`: lower the learning rate, and go on from here;
+- `replay`: call the function given as `replay`, such as one that raises the share of original data.
+"""
 
 Policy = str | Callable[[Verdict], str | None]
-"""`warn`, `stop`, or a function from a look's verdict to one of these or None."""
+"""One of `ACTIONS`, or a function from a look's verdict to one of these or None."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +31,19 @@ class Action:
     reason: str
 
 
-def check(policy: Policy) -> Policy:
-    """The policy itself, or `ConfigError` where it is none."""
-    if callable(policy) or policy in ACTIONS:
+def check(policy: Policy, *, replay: bool = False) -> Policy:
+    """The policy itself, or `ConfigError` where it is none, or needs a function for replay that was not given."""
+    if callable(policy):
         return policy
-    raise ConfigError(f"on_regression is {policy!r}, one of {', '.join(ACTIONS)} or a function is needed")
+    if not isinstance(policy, str) or policy not in ACTIONS:
+        near = difflib.get_close_matches(policy, ACTIONS, n=1) if isinstance(policy, str) else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"on_regression is {policy!r}, one of {', '.join(ACTIONS)} or a function is needed{hint}")
+    if policy == "replay" and not replay:
+        raise ConfigError(
+            "on_regression is 'replay', which needs replay=, a function that raises the share of old data"
+        )
+    return policy
 
 
 def decide(policy: Policy, verdict: Verdict) -> Action | None:

@@ -76,7 +76,8 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
     choosing = [item for item in items if isinstance(item, ChoiceItem)]
     pairs = [(contexts[item.id], delimiter + choice) for item in choosing for choice in item.choices]
     owners = [(item.id, index) for item in choosing for index in range(len(item.choices))]
-    requests += continuations(tokenizer, owners, pairs, max_length)
+    cut: dict[str, None] = {}
+    requests += continuations(tokenizer, owners, pairs, max_length, cut=cut)
 
     replying = [item for item in asked if not isinstance(item, ChoiceItem)]
     if replying and max_new_tokens >= max_length:
@@ -99,16 +100,21 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
     for prompt in prompts:
         digests[prompt.item].update(_bytes(prompt.tokens) + "".join(f"|{stop}" for stop in prompt.stop).encode())
     long = [item.id for item, tokens in zip(replying, encoded, strict=True) if len(tokens) > room]
-    notes = (
-        (f"{len(long)} prompts are longer than {room} tokens and lose their beginning, such as {long[0]!r}",)
-        if long
-        else ()
-    )
-    return Asked(tuple(requests), tuple(prompts), {id: h.hexdigest()[:16] for id, h in digests.items()}, notes)
+    notes = [
+        f"{len(ids)} {what} longer than {size} tokens and lose their beginning, such as {ids[0]!r}"
+        for ids, what, size in ((long, "prompts are", room), (list(cut), "items with their choices are", max_length))
+        if ids
+    ]
+    return Asked(tuple(requests), tuple(prompts), {id: h.hexdigest()[:16] for id, h in digests.items()}, tuple(notes))
 
 
 def continuations(
-    tokenizer: Any, owners: Sequence[tuple[str, int]], pairs: Sequence[tuple[str, str]], max_length: int
+    tokenizer: Any,
+    owners: Sequence[tuple[str, int]],
+    pairs: Sequence[tuple[str, str]],
+    max_length: int,
+    *,
+    cut: dict[str, None] | None = None,
 ) -> list[Request]:
     """A request for each pair of context and continuation.
 
@@ -117,6 +123,7 @@ def continuations(
         owners: for each pair the item that asks, and which of its choices it is.
         pairs: context and continuation, as text.
         max_length: the most tokens that the model takes; longer requests lose tokens on the left, as in lm-eval.
+        cut: takes down the items that lost some, in order.
 
     Raises:
         SuiteError: a continuation is no token, or more than the model takes.
@@ -127,6 +134,8 @@ def continuations(
             raise SuiteError(f"item {owner}: choice {index} becomes no token with this tokenizer")
         if len(continuation) > max_length:
             raise SuiteError(f"item {owner}: choice {index} is longer than the model's {max_length} tokens")
+        if cut is not None and len(context) + len(continuation) > max_length + 1:
+            cut[owner] = None
         requests.append(Request(owner, index, (context + continuation)[-(max_length + 1) :][:-1], continuation))
     return requests
 

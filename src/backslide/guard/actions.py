@@ -1,0 +1,135 @@
+"""Carrying out what was decided: weights, optimizer and learning rate are changed here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backslide.errors import BackslideError
+from backslide.guard.intervene import cut_rate, go_back, rates
+from backslide.guard.options import Options
+from backslide.guard.policy import Action
+from backslide.guard.snapshot import Snapshot
+from backslide.verdict import Verdict, Zone, main_row
+
+MOST = 3
+"""Times that a run goes back, or has its rate lowered; then it is stopped, since that is no way out."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a training run is made of, as far as the guard may change it."""
+
+    model: Any
+    optimizer: Any = None
+    scheduler: Any = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was done in the end."""
+
+    kind: str
+    """One of `backslide.guard.policy.ACTIONS`; another than was decided where that could not be done."""
+    says: str
+    values: dict[str, Any] = field(default_factory=dict)
+    """For the event."""
+    mends: bool = False
+    """Whether the weights are sound again after this."""
+
+
+class Actor:
+    """Does what a policy decided, and keeps the state to go back to.
+
+    Args:
+        options: of the guard.
+        folder: where a snapshot on disk is kept.
+        writes: whether this process writes it.
+    """
+
+    def __init__(self, options: Options, folder: Path, *, writes: bool) -> None:
+        self._options = options
+        # Each process keeps its own part where weights are sharded; replicas are alike, and the first one writes.
+        self._snapshot = Snapshot(folder if options.keeps == "disk" and writes else None) if options.keeps else None
+        self._times = 0
+
+    def keep(self, tools: Tools, step: int, verdict: Verdict | None = None) -> bool:
+        """Keep the present state to go back to, if its abilities are as good as known to be kept; whether it was kept.
+
+        `retained` is proof, and few looks have the items for it. So a look that is undecided counts too where no more
+        was lost than is accepted: of all items together, by the mean drop.
+        """
+        if self._snapshot is None:
+            return False
+        if verdict is not None and verdict.zone is not Zone.RETAINED:
+            row = main_row(verdict)
+            if verdict.zone is Zone.REGRESSED or row is None or row.drop is None or row.drop > row.tolerance:
+                return False
+        try:
+            self._snapshot.take(tools.model, tools.optimizer, tools.scheduler, step=step)
+        except BackslideError as bad:
+            self._options.warn(f"step {step}: the state was not kept: {bad}")
+            return False
+        return True
+
+    def do(self, action: Action, tools: Tools, step: int) -> Done:
+        """Carry an action out. What cannot be done becomes a warning, or a stop where going on would be no use."""
+        try:
+            return {
+                "warn": lambda: Done("warn", f"went on as before: {action.reason}"),
+                "stop": lambda: Done("stop", f"told the training to stop after step {step}: {action.reason}"),
+                "rollback": lambda: self._rollback(action, tools, step),
+                "lower_lr": lambda: self._lower(action, tools, step),
+                "replay": lambda: self._replay(action),
+            }[action.kind]()
+        except BackslideError as bad:
+            return Done("warn", f"{action.kind} could not be done, so the training went on as it is: {bad}")
+
+    def _rollback(self, action: Action, tools: Tools, step: int) -> Done:
+        if self._snapshot is None or self._snapshot.step is None:
+            return Done("stop", f"stopped after step {step}, since there is no state to go back to: {action.reason}")
+        if self._times >= MOST:
+            return Done(
+                "stop", f"stopped after step {step}, since going back {MOST} times was of no use: {action.reason}"
+            )
+        self._times += 1
+        before = rates(tools.optimizer)
+        go_back(self._snapshot, tools.model, tools.optimizer, tools.scheduler, factor=self._options.lr_factor)
+        after, back = rates(tools.optimizer), self._snapshot.step
+        says = (
+            f"went back to the weights of step {back} and lowered the learning rate from {_rate(before)} to "
+            f"{_rate(after)}: {action.reason}"
+        )
+        values = {"back_to": back, "rate_before": max(before, default=None), "rate_after": max(after, default=None)}
+        return Done("rollback", says, values, mends=True)
+
+    def _lower(self, action: Action, tools: Tools, step: int) -> Done:
+        if self._times >= MOST:
+            return Done(
+                "stop",
+                f"stopped after step {step}, since lowering the rate {MOST} times was of no use: {action.reason}",
+            )
+        self._times += 1
+        before = rates(tools.optimizer)
+        cut_rate(tools.optimizer, tools.scheduler, self._options.lr_factor)
+        after = rates(tools.optimizer)
+        says = f"lowered the learning rate from {_rate(before)} to {_rate(after)}: {action.reason}"
+        return Done(
+            "lower_lr", says, {"rate_before": max(before, default=None), "rate_after": max(after, default=None)}
+        )
+
+    def _replay(self, action: Action) -> Done:
+        if self._options.replay is None:
+            return Done("warn", f"replay was asked for, but the guard was given no function for it: {action.reason}")
+        try:
+            said = self._options.replay()
+        except Exception as bad:
+            return Done("warn", f"the replay function raised {type(bad).__name__}: {bad}")
+        return Done(
+            "replay", f"called for more original data{f' ({said})' if said is not None else ''}: {action.reason}"
+        )
+
+
+def _rate(rates: list[float]) -> str:
+    return f"{max(rates):.3g}" if rates else "unknown"
