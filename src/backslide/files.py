@@ -1,4 +1,4 @@
-"""Reading and writing the project's text files: atomic writes, JSON Lines with line numbers.
+"""Reading and writing the project's files: atomic writes, JSON Lines with line numbers.
 
 Every file of a run is written to a temporary name in the same folder, flushed to disk and renamed, so a
 killed process leaves the old file or the new one, never half of one.
@@ -12,18 +12,22 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from backslide.errors import InputError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, making its folder where needed."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` at the end of the block; an exception inside leaves `path` as it was.
+
+    Its folder is made where needed. A process that is killed inside leaves `path`, and a file `.NAME.*` beside it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes a private file; give it the rights that open() would have given.
@@ -35,6 +39,12 @@ def write_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically, making its folder where needed."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def dump(value: Any) -> str:
