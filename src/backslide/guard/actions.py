@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backslide.errors import BackslideError
-from backslide.guard.intervene import cut_rate, go_back, rates
+from backslide.errors import BackslideError, ConfigError
+from backslide.guard.intervene import check_cut, cut_rate, go_back, rates
 from backslide.guard.options import Options
 from backslide.guard.policy import Action
 from backslide.guard.snapshot import Snapshot
@@ -53,6 +53,17 @@ class Actor:
         # Each process keeps its own part where weights are sharded; replicas are alike, and the first one writes.
         self._snapshot = Snapshot(folder if options.keeps == "disk" and writes else None) if options.keeps else None
         self._times = 0
+
+    def check(self, tools: Tools) -> None:
+        """Refuse before training what could not be done in the middle of it. Raises `ConfigError`."""
+        if self._options.on_regression not in ("rollback", "lower_lr"):
+            return
+        if tools.optimizer is None:
+            raise ConfigError(
+                f"on_regression is {self._options.on_regression!r}, for which the optimizer is needed; give it to "
+                "before_training(model, tokenizer, optimizer=…)"
+            )
+        check_cut(tools.optimizer, tools.scheduler)
 
     def keep(self, tools: Tools, step: int, verdict: Verdict | None = None) -> bool:
         """Keep the present state to go back to, if its abilities are as good as known to be kept; whether it was kept.

@@ -67,6 +67,8 @@ class Watch:
         self.state = self._plan(config)
         self._joint = joint.Joint(self.state.looks_alpha, self.state.shares) if options.test == "joint" else None
         # First what may be refused, then the folder: a baseline that does not fit leaves nothing behind.
+        self._actor = Actor(options, self.run.snapshot, writes=self.ranks.first)
+        self._actor.check(tools)
         if resumed:
             self.baseline = self._saved_baseline()
             self._replay(training.step)
@@ -75,7 +77,6 @@ class Watch:
         self.pacer = Pacer(
             self._scorer, model, self.baseline, budget=options.share, whole=self._joint is not None, ranks=self.ranks
         )
-        self._actor = Actor(options, self.run.snapshot, writes=self.ranks.first)
         if self._last is None or self._last.zone is not Zone.REGRESSED:
             self._actor.keep(tools, training.step)
 
