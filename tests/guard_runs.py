@@ -8,16 +8,18 @@ WHAT is a place: `baseline`, `look 2`, `step 5`, `gate`; the process kills itsel
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from backslide.guard.callback import Guard
-from backslide.scoring.engine import Settings
+from backslide.scoring.engine import Scorer, Settings
 from backslide.suite.item import AnswerItem, ChoiceItem, Item, OpenItem, TextItem
 from backslide.suite.suite import Suite
 from backslide.testing import tiny_model, tiny_tokenizer
@@ -28,14 +30,19 @@ STEPS = 7
 SMALL = Settings(row_tokens=64, batch_tokens=128, max_new_tokens=4)
 
 
+@functools.cache
 def suite() -> Suite:
-    items: list[Item] = [
-        ChoiceItem(
-            id=f"c{i}", capability="ab"[i % 2], prompt=f"{i} and {i * 7}?", choices=("x", "yes", "no"), gold=i % 3
-        )
-        for i in range(80)
-    ]
-    items += [AnswerItem(id=f"a{i}", capability="a", prompt=f"{i}?", answers=("x",)) for i in range(6)]
+    """Items that the tiny model gets right, so that there is something to lose: the gold is its own answer."""
+    letters = tuple("abcd")
+
+    def ask(number: int, gold: int) -> ChoiceItem:
+        prompt = f"{number} and {number * 7}?"
+        return ChoiceItem(id=f"c{number}", capability="pq"[number % 2], prompt=prompt, choices=letters, gold=gold)
+
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    blind = Scorer(Suite("x", tuple(ask(i, 0) for i in range(120))), model, tokenizer, SMALL).measure(model).by_id
+    items: list[Item] = [ask(i, int(np.argmax(blind[f"c{i}"].scores))) for i in range(120)]  # type: ignore[arg-type]
+    items += [AnswerItem(id=f"a{i}", capability="p", prompt=f"{i}?", answers=("x",)) for i in range(6)]
     items += [TextItem(id=f"t{i}", capability="t", text="It was a bright cold day."[i:]) for i in range(6)]
     return Suite("many", (*items, OpenItem(id="o", capability="o", prompt="Why?")))
 

@@ -143,7 +143,11 @@ def model_fingerprint(model: Any, *, adapters: bool = True) -> str:
         plain = name.replace("base_model.model.", "").replace(".base_layer", "").replace(".original_module", "")
         rows.append((plain, parameter))
     for name, parameter in sorted(rows, key=lambda row: row[0]):
-        flat = parameter.detach().reshape(-1)
+        whole = parameter.detach()
+        if hasattr(whole, "full_tensor"):
+            # Sharded (FSDP2): all processes get the whole of one parameter at a time.
+            whole = whole.full_tensor()
+        flat = whole.reshape(-1)
         step = max(1, flat.numel() // 4096)
         values = flat[::step][:4097].float().cpu().numpy()
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())

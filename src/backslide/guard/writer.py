@@ -51,7 +51,13 @@ class Writer:
                 self.run.append(self._events)
                 self._events = []
             for name in list(self._left):
-                self._left[name]()
+                try:
+                    self._left[name]()
+                except OSError:
+                    raise
+                except Exception as bad:
+                    # A fault of ours, in a page that can be made again, must not end a training.
+                    self._warn(f"{self.run.path / name}: could not be made: {type(bad).__name__}: {bad}")
                 del self._left[name]
         except OSError as bad:
             if not self._warned:

@@ -88,7 +88,7 @@ def runs_table(runs: Mapping[str, Summary]) -> Table:
     summaries = list(runs.values())
     lines: list[tuple[str, Iterable[str | Text]]] = [
         ("method", (Text(plain(_method(s))) for s in summaries)),
-        ("learning rate", (f"{s.setup.get('learning_rate', math.nan):g}" for s in summaries)),
+        ("learning rate", (f"{s.setup.get('learning_rate') or math.nan:g}" for s in summaries)),
         ("steps made / planned", (f"{s.setup.get('steps')} / {s.setup.get('max_steps')}" for s in summaries)),
         ("trainable parameters", (f"{s.setup.get('trainable', 0):,}" for s in summaries)),
         ("total parameters", (f"{s.setup.get('parameters', 0):,}" for s in summaries)),

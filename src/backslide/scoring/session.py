@@ -30,6 +30,7 @@ def session(model: Any, tokenizer: Any, *, adapters: bool = True) -> Iterator[No
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_random_state())
+        stack.enter_context(_shards(model))
         stack.enter_context(_modes(model))
         stack.enter_context(_attribute(tokenizer, "padding_side", "left"))
         stack.enter_context(_plain_forward(model))
@@ -54,6 +55,17 @@ def _random_state() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def _shards(model: Any) -> Iterator[None]:
+    # A pass without a backward pass leaves the outermost parameters of FSDP2 whole, where the optimizer has shards.
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            if hasattr(module, "reshard") and hasattr(module, "unshard"):
+                module.reshard()
 
 
 @contextlib.contextmanager
