@@ -187,6 +187,9 @@ class Guard(TrainerCallback):
         """Note the target's losses."""
         if self._watch is not None and self._watch.verdict is None:
             self._watch.losses(state.global_step, logs or {}, _tools(model, kwargs))
+            if self._watch.acted == "rollback":
+                trainer_log.forget_loss(self._trainer)
+            self._watch.acted = None
             control.should_training_stop |= self._watch.stop
         return control
 

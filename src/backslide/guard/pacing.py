@@ -82,8 +82,9 @@ class Pacer:
         else:
             self._rest += took
 
-    def take(self, number: int, looks: int, steps: int | None) -> frozenset[str] | None:
-        """The items of look `number` of `looks` planned ones; None: all of the half; empty: it is passed over.
+    def take(self, number: int, looks: int, steps: int | None, *, always: bool = False) -> frozenset[str] | None:
+        """The items of look `number` of `looks` planned ones; None: all of the half; empty: it is passed over,
+        unless it is `always` to be made.
 
         All processes must call it; all get what the first one decides.
         """
@@ -98,7 +99,7 @@ class Pacer:
             spent=self.spent,
             end=self._end * self._scale if steps is not None else 0.0,
         )
-        needed = schedule.must_look(number, looks) if steps is not None else number == 1
+        needed = always or (schedule.must_look(number, looks) if steps is not None else number == 1)
         allowance = pace.allowance(looks - number + 1 if steps is not None else 1)
         count = schedule.choose(costs, [len(pack) for pack in self._packs], allowance, needed=needed)
         if self._whole:

@@ -86,3 +86,10 @@ def log(trainer: Any, state: Any, values: Mapping[str, float]) -> None:
         handler.callbacks = told
         # Logging would take the training's own line of this step for done.
         control.should_log = should_log
+
+
+def forget_loss(trainer: Any) -> None:
+    """Let the trainer's running loss start anew after weights were given back: NaN minus NaN would stay NaN."""
+    running = getattr(trainer, "_tr_loss", None)
+    if running is not None and not bool(running.isfinite()):
+        running.zero_()

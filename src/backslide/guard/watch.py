@@ -60,6 +60,8 @@ class Watch:
         """What was done last; whoever reads it forgets it."""
         self._last: Verdict | None = None
         self._kept: Verdict | None = None
+        self._looked = training.step
+        self._back_at: int | None = None
         self._losses: list[dict[str, Any]] = []
         self._waiting: dict[int, Record] = {}
         resumed = training.step > 0
@@ -97,6 +99,10 @@ class Watch:
         self._write(events)
         if self.state.broke is None or was is not None:
             return
+        if self._back_at == step:
+            # The weights that made this loss are gone already.
+            self.state = dataclasses.replace(self.state, broke=None)
+            return
         self._tell(f"step {step}: the run broke: {self.state.broke}")
         # More of the old data, or a lower rate, mend no weights that are not finite; a function is asked at looks.
         if self.options.on_regression in ("stop", "rollback"):
@@ -106,14 +112,17 @@ class Watch:
         """Whether to look after `step`."""
         if not self.state.open:
             return self.state.due(step)
-        every, last = self.options.every, self.state.done[-1] if self.state.done else 0
-        return step % every == 0 if every is not None else step == schedule.next_look(last)
+        every = self.options.every
+        return step % every == 0 if every is not None else step >= schedule.next_look(self._looked)
 
     def look(self, model: Any, step: int, tools: Tools) -> Verdict | None:
         """Look at the monitor half, decide, and act; None where the look was passed over or could not be made."""
         model = uncompiled(model)
+        self._looked = step
         number = len(self.state.done) + 1 if self.state.open else self.state.place(step)
-        only = self.pacer.take(number, self.state.shares, self.training.steps)
+        # Where each evaluation asks for what the look says, none is passed over.
+        always = bool(self.training.evaluations)
+        only = self.pacer.take(number, self.state.shares, self.training.steps, always=always)
         if only is not None and not only:
             self._write(
                 [{"event": "passed", "step": step, "number": number, "says": "too dear for the budget; passed over"}]
@@ -367,7 +376,7 @@ class Watch:
         self.acted = done.kind
         self.stop |= done.kind == "stop"
         if done.kind == "rollback":
-            self._last = self._kept
+            self._last, self._back_at = self._kept, step
         if done.mends and self.state.broke is not None:
             self.state = dataclasses.replace(self.state, broke=None)
         event = {"event": "action", "step": step, "action": done.kind, "reason": action.reason, "says": done.says}
