@@ -110,7 +110,11 @@ class GuardSection:
     suite: str = "repertoire"
     every: int | None = None
     looks: int | None = None
+    budget: float | None = None
     on_regression: str = "warn"
+    lr_factor: float = 1 / 3
+    snapshots: str | None = None
+    cache: bool = True
     alpha: float = 0.05
     test: str = "exact"
     tolerance: float = 0.03
@@ -121,7 +125,15 @@ class GuardSection:
             raise ConfigError(f"guard.every = {self.every} and guard.looks = {self.looks} are both given; keep one")
         for name in ("every", "looks"):
             _at_least(f"guard.{name}", getattr(self, name), 1)
-        _one_of("guard.on_regression", self.on_regression, ("warn", "stop"))
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise ConfigError(
+                f"guard.budget is {self.budget}, a share of the training's time above 0 and up to 1 is needed (0.05)"
+            )
+        _one_of("guard.on_regression", self.on_regression, ("warn", "stop", "rollback", "lower_lr"))
+        if not 0 < self.lr_factor < 1:
+            raise ConfigError(f"guard.lr_factor is {self.lr_factor}, a share above 0 and below 1 is needed (0.3)")
+        if self.snapshots is not None:
+            _one_of("guard.snapshots", self.snapshots, ("memory", "disk"))
         _one_of("guard.test", self.test, ("exact", "joint"))
         if not 0 < self.alpha <= 0.5:
             raise ConfigError(f"guard.alpha is {self.alpha}, a probability above 0 and up to 0.5 is needed (0.05)")
