@@ -192,8 +192,13 @@ class Tracker(TrainerCallback):
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, Any]]] = []
+        self.ended = self.late = False
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.ended = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.late |= self.ended
         self.rows.append((state.global_step, dict(logs)))
 
 
@@ -214,6 +219,7 @@ def test_what_was_learnt_reaches_every_tracker(tmp_path: Path, capsys: pytest.Ca
             assert all(isinstance(value, (int, float)) for value in row.values()), "trackers take numbers alone"
         assert [step for step, row in tracker.rows if "loss" in row] == list(range(1, STEPS + 1)), "no line is lost"
         assert tracker.rows[-1][1]["backslide/final/regressed"] == 1.0
+        assert tracker.ended and not tracker.late, "trackers close at the end of training"
     assert [e["step"] for e in trainer.state.log_history if "backslide/drop" in e] == [2, 4, 6, 7]
     assert "backslide/" not in capsys.readouterr().out, "the console has the guard's own line"
 

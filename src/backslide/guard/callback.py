@@ -154,6 +154,10 @@ class Guard(TrainerCallback):
         """Measure the baseline, or load it where the run is resumed."""
         self._watch = None
         self._trainer = trainer_log.find_trainer(self)
+        if self._trainer is not None:
+            # Before the trackers, which close at the end of training, so that they are told the verdict too.
+            callbacks = self._trainer.callback_handler.callbacks
+            callbacks.insert(0, callbacks.pop(callbacks.index(self)))
         training = Training(
             folder=self._run_dir or Path(args.output_dir) / "backslide",
             steps=state.max_steps,

@@ -97,16 +97,17 @@ class Watch:
         self.state, events = monitor.on_log(self.state, step, log)
         self._losses += [event for event in events if event["event"] == "loss"]
         self._write(events)
-        if self.state.broke is None or was is not None:
+        broke = self.state.broke
+        if broke is None or was is not None:
             return
         if self._back_at == step:
             # The weights that made this loss are gone already.
             self.state = dataclasses.replace(self.state, broke=None)
             return
-        self._tell(f"step {step}: the run broke: {self.state.broke}")
+        self._tell(f"step {step}: the run broke: {broke}")
         # More of the old data, or a lower rate, mend no weights that are not finite; a function is asked at looks.
         if self.options.on_regression in ("stop", "rollback"):
-            self._act(Action(str(self.options.on_regression), self.state.broke), step, tools)
+            self._act(Action(str(self.options.on_regression), broke), step, tools)
 
     def due(self, step: int) -> bool:
         """Whether to look after `step`."""

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from torch import distributed
 
+from backslide.errors import ModelError
+
 T = TypeVar("T")
 
 
@@ -28,7 +30,15 @@ class Ranks:
 
     @classmethod
     def of(cls, model: Any) -> Ranks:
-        """The processes that train `model`: one where torch.distributed was not begun."""
+        """The processes that train `model`: one where torch.distributed was not begun.
+
+        Raises `ModelError` for a model whose weights cannot be read.
+        """
+        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            raise ModelError(
+                "the model is sharded by DeepSpeed ZeRO-3, which hides its weights from everyone else; it cannot be "
+                "watched, use FSDP2 or ZeRO-2"
+            )
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size(), split=not is_sharded(model))
