@@ -68,7 +68,7 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "cosine_warmup_with_min_lr": of_transformers("cosine_warmup_with_min_lr", min_lr_rate=0.1, warmup_lr_rate=0.2),
     "warmup_stable_decay": of_transformers("warmup_stable_decay", num_decay_steps=6, min_lr_ratio=0.1),
     "reduce_lr_on_plateau": of_transformers("reduce_lr_on_plateau", patience=1, factor=0.5, min_lr=0.02, eps=1e-3),
-    "greedy": of_transformers("greedy", patience=0, min_lr=0.03, max_lr=0.12, warmup=1, reset_start=2),
+    "greedy": of_transformers("greedy", patience=0, factor=0.5, min_lr=0.03, max_lr=0.12, reset_start=2),
     "step": lambda optimizer: of_torch.StepLR(optimizer, 3, 0.5),
     "multi_step": lambda optimizer: of_torch.MultiStepLR(optimizer, [3, 9, 15], 0.3),
     "exponential": lambda optimizer: of_torch.ExponentialLR(optimizer, 0.9),
@@ -214,6 +214,16 @@ def test_optimizers_whose_parts_are_elsewhere_are_refused() -> None:
     for optimizer in (layers, object()):
         with pytest.raises(ConfigError, match=f"{type(optimizer).__name__} does not keep state and rates"):
             cut_rate(optimizer, None, 0.5)
+
+
+def test_the_floor_of_a_group_that_comes_later_is_cut_too() -> None:
+    optimizer, _ = made("none")
+    scheduler = of_torch.ReduceLROnPlateau(optimizer, patience=0, min_lr=0.02)
+    cut_rate(optimizer, scheduler, 0.5)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.05})
+    for _ in range(3):
+        scheduler.step(1.0)
+    assert rates(optimizer) == [0.01, 0.01, 0.01]
 
 
 @pytest.mark.parametrize("factor", [0, -1.0, 1.5, float("nan")])

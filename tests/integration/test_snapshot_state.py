@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.optim import LBFGS, SGD, Adafactor, AdamW
@@ -20,6 +23,7 @@ from transformers import get_scheduler
 from transformers.optimization import AdafactorSchedule
 
 from backslide.errors import ConfigError, RunError
+from backslide.guard.pack import read, write
 from backslide.guard.snapshot import FILE, Snapshot
 from backslide.testing import tiny_model
 
@@ -178,6 +182,23 @@ def test_a_second_snapshot_uses_the_memory_of_the_first_and_every_byte_is_counte
     assert all(not tensor.requires_grad and tensor.grad_fn is None for tensor in memory._tensors.values())
 
 
+def test_the_file_is_laid_out_as_safetensors_lays_them_out(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.tensor([True, False, True]), "b": torch.tensor([1, -(2**60)]), "c": torch.tensor(0.1),
+        "d": torch.ones(3, 5, dtype=torch.bfloat16).t(), "e": torch.zeros(0, 4), "f": torch.ones(2, dtype=torch.int8),
+    }  # fmt: skip
+    write(tmp_path / "x", {"ü": "\u2028"}, tensors)
+    raw = (tmp_path / "x").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    assert length % 8 == 0
+    for name, tensor in tensors.items():
+        assert header[name]["data_offsets"][0] % tensor.element_size() == 0, "every number is aligned to its width"
+    assert flat(load_file(tmp_path / "x")) == flat(tensors)
+    with read(tmp_path / "x") as (tree, get):
+        assert tree == {"ü": "\u2028"} and flat(get("d")) == flat(tensors["d"])
+
+
 def test_of_an_adapter_only_what_is_trained_is_held() -> None:
     config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
     model = get_peft_model(tiny_model(), config)
@@ -214,13 +235,36 @@ def test_taking_draws_no_random_number_and_leaves_no_trace(tmp_path: Path) -> No
 class Codes:
     """State as 8-bit optimizers of some makers keep it: an object with codes and a scale."""
 
-    def __init__(self, value: torch.Tensor) -> None:
-        self.scale = value.abs().max()
-        self.codes = torch.round(value / (self.scale + 1e-12) * 127).to(torch.int8)
+    def __init__(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
+        self.codes, self.scale = codes, scale
+
+
+class CodesTensor(torch.Tensor):
+    """As others keep it: a tensor made of tensors, which knows no operation, not even clone()."""
+
+    @staticmethod
+    def __new__(cls, codes: torch.Tensor, scale: torch.Tensor) -> CodesTensor:
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    def __init__(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
+        self.codes, self.scale = codes, scale
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes", "scale"], None
+
+    @staticmethod
+    def __tensor_unflatten__(parts: dict[str, torch.Tensor], *_: Any) -> CodesTensor:
+        return CodesTensor(parts["codes"], parts["scale"])
+
+    @classmethod
+    def __torch_dispatch__(cls, operation: Any, *_: Any) -> Any:
+        raise NotImplementedError(operation)
 
 
 class EightBit(SGD):
     """Momentum of 8 bits."""
+
+    kind: Any = Codes
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -228,14 +272,18 @@ class EightBit(SGD):
         for parameter in self.param_groups[0]["params"]:
             if parameter.grad is not None:
                 old = self.state[parameter].get("codes")
-                moment = parameter.grad + (0.9 * old.codes * old.scale / 127 if old else 0)
-                self.state[parameter]["codes"] = Codes(moment)
+                moment = parameter.grad + (0.9 * old.codes * old.scale / 127 if old is not None else 0)
+                scale = moment.abs().max()
+                codes = torch.round(moment / (scale + 1e-12) * 127).to(torch.int8)
+                self.state[parameter]["codes"] = self.kind(codes, scale)
                 parameter.sub_(self.param_groups[0]["lr"] * moment)
 
 
-def test_state_that_no_file_can_hold_stays_in_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Codes, CodesTensor])
+def test_state_that_no_file_can_hold_stays_in_memory(tmp_path: Path, kind: Any) -> None:
     model = Net()
     optimizer = EightBit(model.parameters(), lr=0.01)
+    optimizer.kind = kind
     scheduler = get_scheduler("constant", optimizer)
     step(model, optimizer, scheduler, 0)
     for snapshot in (Snapshot(), Snapshot(tmp_path)):
@@ -246,32 +294,56 @@ def test_state_that_no_file_can_hold_stays_in_memory(tmp_path: Path) -> None:
         for _ in range(2):
             snapshot.restore(model, optimizer)
             back = optimizer.state[model.first.weight]["codes"]
-            assert back is not codes and torch.equal(back.codes, held[0]) and float(back.scale) == held[1]
+            assert type(back) is kind and back is not codes
+            assert torch.equal(back.codes, held[0]) and float(back.scale) == held[1]
             assert flat(model.state_dict()) == weights
             back.codes.zero_()  # the snapshot must not feel it
         snapshot.restore(model, optimizer)
     later = Snapshot.load(tmp_path)
     step(model, optimizer, scheduler, 2)
     before = flat(model.state_dict())
-    with pytest.raises(RunError, match=r"optimizer/0/codes was a Codes, which cannot be written to a file"):
+    with pytest.raises(RunError, match=rf"optimizer/0/codes was a {kind.__name__}, which cannot be written to a file"):
         later.restore(model, optimizer)
     assert flat(model.state_dict()) == before
     later.restore(model)
     assert flat(model.state_dict()) == weights
 
 
-def test_a_gradient_scaler_goes_back_too(tmp_path: Path) -> None:
+def test_state_that_cannot_be_copied_is_named() -> None:
+    model, optimizer, _ = make("sgd")
+    optimizer.state[model.first.weight]["lock"] = threading.Lock()
+    with pytest.raises(ConfigError, match="optimizer/0/lock is a lock, of which no copy can be made"):
+        Snapshot().take(model, optimizer, step=0)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["given", "of accelerate's wrapper"])
+def test_a_gradient_scaler_goes_back_too(tmp_path: Path, wrapped: bool) -> None:
     model, optimizer, _ = make("sgd")
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1)
+    given: dict[str, Any] = {"optimizer": optimizer, "scaler": scaler}
+    if wrapped:
+        Accelerator(cpu=True)  # without one there are no wrappers
+        given = {"optimizer": AcceleratedOptimizer(optimizer, scaler=scaler)}
     for snapshot in (Snapshot(), Snapshot(tmp_path)):
-        snapshot.take(model, optimizer, scaler=scaler, step=0)
+        snapshot.take(model, **given, step=0)
         then = scaler.state_dict()
         scaler.scale(model(torch.ones(2, 6)).mean()).backward()
         scaler.step(optimizer)
         scaler.update()
         assert scaler.get_scale() == 2 * then["scale"]
-        snapshot.restore(model, optimizer, scaler=scaler)
+        snapshot.restore(model, **given)
         assert scaler.state_dict() == then
+
+
+def test_a_compiled_model_is_the_model_inside() -> None:
+    model = Net()
+    snapshot = Snapshot()
+    snapshot.take(torch.compile(model), step=0)
+    assert snapshot.names[0] == "first.weight"
+    with torch.no_grad():
+        model.first.weight.zero_()
+    snapshot.restore(model)
+    assert flat(model.state_dict()) == flat(Net().state_dict())
 
 
 def test_a_loss_with_parameters_of_its_own_is_held() -> None:

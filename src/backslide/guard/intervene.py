@@ -35,8 +35,8 @@ _PROBED = 100
 
 
 def rates(optimizer: Any) -> list[float]:
-    """The learning rate of each param group at the next step; NaN where the optimizer makes its own."""
-    groups = plain_optimizer(optimizer).param_groups
+    """The learning rate of each param group at the next step; NaN where the optimizer makes its own; [] of None."""
+    groups = plain_optimizer(optimizer).param_groups if optimizer is not None else []
     return [math.nan if group["lr"] is None else float(group["lr"]) for group in groups]
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from backslide.errors import RunError
+from backslide.errors import ConfigError, RunError
 from backslide.files import replacing
 
 Tree = Any
@@ -63,7 +63,7 @@ class Packing:
 
     def add(self, value: Any, name: str) -> Tree:
         """The tree of `value`: any nesting of dictionaries, lists and tuples. `name` begins its tensors' names."""
-        if isinstance(value, torch.Tensor) and _is_plain(local(value)):
+        if isinstance(value, torch.Tensor) and _is_plain(value):
             name = self._free(name)
             self.tensors[name] = part = local(value)
             return {"!": "tensor", "name": name, "kind": kind(part)}
@@ -79,7 +79,13 @@ class Packing:
         if type(value) in _DICTS.values():
             return {"!": type(value).__name__, "items": self.items(value, name)}
         name = self._free(name)
-        self.objects[name] = _copied(value)
+        try:
+            self.objects[name] = _copied(value)
+        except Exception as bad:  # whatever a stranger's class may raise
+            raise ConfigError(
+                f"{name} is a {type(value).__name__}, of which no copy can be made ({type(bad).__name__}), so training "
+                "cannot go back; use another optimizer or scheduler"
+            ) from None
         return {"!": "object", "name": name}
 
     def items(self, value: Mapping[Any, Any], name: str) -> list[list[Tree]]:
@@ -119,29 +125,41 @@ def is_tensor(tree: Tree) -> bool:
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """The part of a sharded tensor (DTensor) that this process holds; shares memory with it, as with a plain one."""
-    with torch.no_grad():
-        part: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
-    return part
+    return _part(tensor).detach()
 
 
 def kind(tensor: torch.Tensor) -> str:
-    """Type and shape, such as `F32[8, 16]`."""
-    part = local(tensor)
+    """Type and shape of what this process holds, such as `F32[8, 16]`."""
+    part = _part(tensor)
     return f"{_DTYPES.get(part.dtype, part.dtype)}{list(part.shape)}"
+
+
+def _part(tensor: Any) -> torch.Tensor:
+    with torch.no_grad():
+        part: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     # Its numbers and nothing more, so that copying these copies it.
-    known = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-    return known and tensor.dtype in _DTYPES
+    part = _part(tensor)
+    known = type(part) in (torch.Tensor, torch.nn.Parameter) and part.layout == torch.strided
+    return known and part.dtype in _DTYPES
 
 
 def _copied(value: Any) -> Any:
     # Functions and the training's own parts are referred to: a bound method would copy its owner, the whole model.
     if callable(value) or isinstance(value, torch.optim.Optimizer):
         return value
+    if not isinstance(value, torch.Tensor):
+        return copy.deepcopy(value)
     with torch.no_grad():
-        return value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+        if not hasattr(value, "__tensor_flatten__"):
+            return value.detach().clone()
+        # A tensor made of tensors, such as a quantized one; many of these cannot clone() themselves.
+        names, context = value.__tensor_flatten__()
+        parts = {name: _copied(getattr(value, name)) for name in names}
+        return type(value).__tensor_unflatten__(parts, context, value.shape, value.stride())
 
 
 def write(path: Path, tree: Tree, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -76,7 +76,7 @@ class Snapshot:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the numbers it holds, in memory or on disk."""
+        """Bytes of the plain tensors it holds, in memory or on disk."""
         return 0 if self._tree is None else int(self._tree["nbytes"])
 
     @property
