@@ -51,12 +51,7 @@ class RunFolder:
             raise RecordError(f"{self.path}: is a file; name a folder for the run")
         left = [name for name in _OWN if (self.path / name).exists()]
         if left:
-            # Never a name that exists: two runs may end within one second.
-            stamp = time.strftime("%Y%m%dT%H%M%S")
-            target = next(
-                t for i in range(10_000) if not (t := self.path / "earlier" / (f"{stamp}-{i}" if i else stamp)).exists()
-            )
-            target.mkdir(parents=True)
+            target = self._earlier()
             for name in left:
                 (self.path / name).rename(target / name)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -109,6 +104,31 @@ class RunFolder:
         paths = sorted((self.path / "steps").glob("step-*.jsonl"), key=lambda path: (len(path.name), path.name))
         return [Record.load(path) for path in paths]
 
+    def lost(self) -> list[Record]:
+        """The records of looks at weights that are no part of the run any more."""
+        return [Record.load(path) for path in sorted((self.path / "steps" / "lost").glob("step-*.jsonl"))]
+
+    def set_aside(self, *names: str) -> None:
+        """Move files of the run to `earlier/`: a run that goes on has not ended."""
+        left = [name for name in names if (self.path / name).exists()]
+        if left:
+            target = self._earlier()
+            for name in left:
+                (self.path / name).rename(target / name)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write `run.json`."""
+        write_json(self.path / "run.json", config)
+
+    def _earlier(self) -> Path:
+        # Never a name that exists: two runs may end within one second.
+        stamp = time.strftime("%Y%m%dT%H%M%S")
+        target = next(
+            t for i in range(10_000) if not (t := self.path / "earlier" / (f"{stamp}-{i}" if i else stamp)).exists()
+        )
+        target.mkdir(parents=True)
+        return target
+
     def lose(self, step: int) -> None:
         """Put the record of the look after `step` aside: its weights are no part of the run any more."""
         place = self.path / "steps" / "lost"
@@ -117,8 +137,8 @@ class RunFolder:
         free = next(t for i in range(10_000) if not (t := place / f"{name}{f'-{i}' if i else ''}.jsonl").exists())
         self.step(step).rename(free)
 
-    def append(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Write events down, each with the time, and see them onto the disk."""
+    def append(self, events: Iterable[Mapping[str, Any]], *, sync: bool = True) -> None:
+        """Write events down, each with the time; with `sync`, see them, and all before them, onto the disk."""
         path = self.path / "events.jsonl"
         text = "".join(dump({"time": round(time.time(), 3), **event}) + "\n" for event in events)
         size = path.stat().st_size if path.exists() else 0
@@ -129,7 +149,8 @@ class RunFolder:
             with open(path, "a", encoding="utf-8", newline="\n") as file:
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
         except OSError:
             # The disk is full: all of it or nothing, so that whoever tries again writes no event twice.
             with contextlib.suppress(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from transformers import ProgressCallback, TrainerCallback, get_linear_schedule_with_warmup
 
 from backslide.errors import ConfigError, InputError
-from backslide.guard import cache
+from backslide.guard import cache, schedule
 from backslide.guard.callback import Guard
 from backslide.record import Record
 from backslide.rundir import RunFolder
@@ -273,24 +274,30 @@ def test_where_every_checkpoint_forgot_none_is_the_best(tmp_path: Path) -> None:
 @pytest.mark.parametrize("strategy", ["steps", "epoch", "no"])
 def test_evaluations_of_any_kind(tmp_path: Path, strategy: str) -> None:
     guard = guard_of(every=3)
-    more = {"eval_on_start": strategy == "steps", "eval_steps": 2 if strategy == "steps" else None}
+    more: dict[str, Any] = {"eval_on_start": strategy == "steps", "eval_steps": 2 if strategy == "steps" else None}
     trainer = make(tmp_path, guard, eval_strategy=strategy, save_strategy="no", max_steps=9, **more)
     trainer.train()
     assert [look.step for look in guard.looks] == [3, 6, 9] and guard.verdict is not None
     metrics = trainer.evaluate()
-    assert metrics["eval_backslide_guarded_loss"] in (metrics["eval_loss"], math.inf)
+    assert not [name for name in metrics if "backslide" in name], "a search over all metrics is not turned round by it"
+    trainer.args.metric_for_best_model = "backslide_guarded_loss"
+    metrics = trainer.evaluate()
+    regressed = guard.looks[-1].zone is Zone.REGRESSED
+    assert metrics["eval_backslide_guarded_loss"] == (math.inf if regressed else metrics["eval_loss"])
+    logged = [entry for entry in trainer.state.log_history if "eval_backslide_guarded_loss" in entry]
+    assert len(logged) == (not regressed)
 
 
 # Budget and cache.
 
 
-def test_looks_stay_within_the_budget_and_the_plan_is_written_down(tmp_path: Path) -> None:
+def test_looks_stay_within_the_budget_and_the_plan_is_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Slow(TrainerCallback):
         """A step that takes a tenth of a second."""
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            import time
-
             time.sleep(0.1)
 
     guard = Guard(SUITE, settings=SMALL, say=lambda _: None, budget=0.2)
@@ -301,6 +308,15 @@ def test_looks_stay_within_the_budget_and_the_plan_is_written_down(tmp_path: Pat
     spent = sum(e["seconds"] for e in events if e["event"] in ("look", "gate"))
     assert spent <= 0.2 * 24 * 0.12
     assert {look.step for look in guard.looks} >= {5, 24}
+    # Of the same run without room a look is smaller; with room for everything it is the whole half.
+    monkeypatch.setattr(schedule, "FEWEST_ITEMS", 20)
+    small, large = (Guard(SUITE, settings=SMALL, say=lambda _: None, budget=budget) for budget in (1e-4, 1.0))
+    for name, one in (("small", small), ("large", large)):
+        make(tmp_path / name, one, Slow(), save_strategy="no", max_steps=24, learning_rate=1e-5).train()
+    monitor = sum(item.kind != "open" for item in SUITE.part("monitor"))
+    assert len(small.looks) == 3 < len(large.looks) == 4
+    assert all(sum(row.items for row in look.capabilities) == monitor for look in large.looks)
+    assert all(20 <= sum(row.items for row in look.capabilities) < monitor for look in small.looks)
 
 
 def test_a_run_too_short_for_its_budget_still_gets_its_few_looks(tmp_path: Path) -> None:
@@ -372,6 +388,7 @@ def loop(guard: Guard, *, rate: float, steps: int, told: bool = True) -> tuple[l
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
+        time.sleep(0.0 if told else 0.05)
         done.append(guard.after_step(step, loss.item()))
         assert model.training
         if done[-1] == "stop":

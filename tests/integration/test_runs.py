@@ -118,6 +118,14 @@ def test_a_rate_that_wrecks_the_model_is_proven_and_stopped(tmp_path: Path, know
     assert "tested at level" in report and "**decided**" in report
 
 
+def as_if_killed(folder: Path) -> None:
+    """What a run leaves that was killed before its end was written down."""
+    events = folder / "backslide" / "events.jsonl"
+    rows = [line for line in events.read_text().splitlines() if json.loads(line)["event"] not in ("gate", "end")]
+    events.write_text("".join(f"{row}\n" for row in rows))
+    (folder / "backslide" / "verdict.json").unlink()
+
+
 def test_power_mode_decides_over_the_looks_and_is_the_same_after_resuming(tmp_path: Path, known: Suite) -> None:
     more: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}
     guard = Guard(known, every=2, test="joint", say=lambda _: None)
@@ -133,8 +141,10 @@ def test_power_mode_decides_over_the_looks_and_is_the_same_after_resuming(tmp_pa
     )
     assert RunFolder(tmp_path / "whole" / "backslide").config["test"] == "joint"
     # The last look again, after the checkpoint of step 4: it is fed the looks before it.
+    as_if_killed(tmp_path / "whole")
     again = Guard(known, every=2, test="joint", say=lambda _: None)
-    trainer(tmp_path / "whole", again, rate=0.3, **more).train(resume_from_checkpoint=True)
+    checkpoint = str(tmp_path / "whole" / "checkpoint-4")
+    trainer(tmp_path / "whole", again, rate=0.3, **more).train(resume_from_checkpoint=checkpoint)
     assert [look.to_dict() for look in again.looks] == [look.to_dict() for look in guard.looks]
 
 
@@ -146,28 +156,42 @@ def test_a_resumed_run_keeps_the_alpha_that_it_was_begun_with(tmp_path: Path, kn
     with pytest.raises(MismatchError, match=r"begun with alpha = 0.05 and is resumed with 0.5"):
         trainer(tmp_path, Guard(known, every=2, alpha=0.5), **more).train(resume_from_checkpoint=True)
     # Back to step 4: step 6 comes by again with the same weights, so it is the same look, with its share of α.
+    as_if_killed(tmp_path)
     again = Guard(known, every=2, say=lines.append)
     trainer(tmp_path, again, **more).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert [look.to_dict() for look in again.looks] == [look.to_dict() for look in first.looks]
     assert again.verdict == first.verdict and not any("proves nothing" in line for line in lines)
     assert not (tmp_path / "backslide" / "steps" / "lost").exists()
-    # With other data from there on the weights are others: the look before had the share of this one.
-    other = Guard(known, every=2, say=lines.append)
-    elsewhere = trainer(tmp_path, other, ignore_data_skip=True, **more)
-    elsewhere.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert [look.step for look in other.looks] == [2, 4, 6]
-    assert all(any(f"step {k} comes by again with other weights" in line for line in lines) for k in (4, 6))
-    for look in other.looks[1:]:
-        assert "no test left" in look.capabilities[0].main.method and look.zone is not Zone.REGRESSED
-    assert other.looks[0].capabilities == first.looks[0].capabilities
+    # With other data from there on the weights are others: the looks before had the share of these, in every life.
+    for _ in range(2):
+        as_if_killed(tmp_path)
+        other = Guard(known, every=2, say=lines.append)
+        elsewhere = trainer(tmp_path, other, ignore_data_skip=True, **more)
+        elsewhere.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert [look.step for look in other.looks] == [2, 4, 6]
+        assert all(any(f"step {k} comes by again with other weights" in line for line in lines) for k in (4, 6))
+        for look in other.looks[1:]:
+            assert "no test left" in look.capabilities[0].main.method and look.zone is not Zone.REGRESSED
+        assert other.looks[0].capabilities == first.looks[0].capabilities
     lost = sorted((tmp_path / "backslide" / "steps" / "lost").iterdir())
-    assert [Record.load(path).header.step for path in lost] == [4, 6], "what was measured is kept"
-    # Longer than planned: the looks beyond prove nothing.
-    longer = Guard(known, every=2, say=lines.append)
-    trainer(tmp_path, longer, **{**more, "max_steps": 10}).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-    assert [look.step for look in longer.looks] == [2, 4, 6, 8, 10]
-    assert all("no test left" in look.capabilities[0].main.method for look in longer.looks[3:])
-    assert longer.verdict is not None and "at most 0.025 over" in longer.verdict.claim, "the gate half has its α"
+    assert {Record.load(path).header.step for path in lost} == {4, 6}, "what was measured is kept"
+
+
+def test_a_run_that_goes_on_beyond_its_plan_is_watched_as_a_new_stretch(tmp_path: Path, known: Suite) -> None:
+    more: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
+    lines: list[str] = []
+    trainer(tmp_path, Guard(known, every=2, say=lambda _: None), **more).train()
+    longer = Guard(known, every=2, on_regression="stop", say=lines.append)
+    made = trainer(tmp_path, longer, **{**more, "max_steps": 20, "rate": 0.3})
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert any("it goes on as stretch 2 of it, with α = 0.05 of its own" in line for line in lines)
+    config = RunFolder(tmp_path / "backslide").config
+    assert config["stretch"] == {"number": 2, "looks": [8, 10, 12, 14, 16, 18, 20], "planned": 7}
+    assert longer.baseline is not None and all(o.correct for o in longer.baseline.outcomes if o.kind == "choice")
+    first = longer.looks[0]
+    assert first.step == 8 and first.capabilities[0].main.tested_at == pytest.approx(0.025 / 7 / 3, rel=0.6)
+    assert len(list((tmp_path / "backslide" / "earlier").glob("*/verdict.json"))) == 1
+    assert longer.verdict is not None
 
 
 def test_a_small_alpha_gets_more_draws(known: Suite, tmp_path: Path) -> None:
@@ -227,8 +251,10 @@ def test_a_resumed_run_keeps_the_baseline_from_before_training(tmp_path: Path, k
     first = trainer(tmp_path, Guard(known, every=2, say=lambda _: None), save_strategy="steps", save_steps=4)
     first.train()
     before = (tmp_path / "backslide" / "baseline.jsonl").read_bytes()
+    as_if_killed(tmp_path)
     guard = Guard(known, every=2, say=lambda _: None)
-    trainer(tmp_path, guard, save_strategy="steps", save_steps=4).train(resume_from_checkpoint=True)
+    again = trainer(tmp_path, guard, save_strategy="steps", save_steps=4)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert (tmp_path / "backslide" / "baseline.jsonl").read_bytes() == before
     assert [look.step for look in guard.looks] == [2, 4, 6]
     shutil.rmtree(tmp_path / "backslide")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from backslide.errors import ConfigError
 from backslide.files import dump
-from backslide.guard.monitor import State, again, conclude, on_log, on_look, wait
+from backslide.guard.monitor import State, again, conclude, on_log, on_look
 from backslide.guard.policy import Action, check, decide
 from backslide.guard.schedule import (
     FEWEST_ITEMS,
@@ -262,12 +262,12 @@ def test_looks_without_a_plan_spend_ever_less() -> None:
 
 def test_a_look_that_comes_by_again_has_its_alpha_and_another_in_its_place_has_none() -> None:
     state, _, _ = on_look(State(looks=(5, 10, 20), alpha=0.06), 5, UNDECIDED, "warn")
-    back = wait(state, (10,))
-    assert back.waiting == ((10, pytest.approx(0.01)),)
+    back = dataclasses.replace(state, waiting=((10, "w", 0.01),))
     assert back.level(10) is None, "its α was spent on other weights"
     assert back.share(20) == pytest.approx(0.01)
     assert back.share(7, last=True) == pytest.approx(0.01), "a run that ends before it keeps off its share"
-    same = again(back, 10)
+    assert again(back, 10, "other weights") == back
+    same = again(back, 10, "w")
     assert same.share(10) == pytest.approx(0.01) and same == state
 
 

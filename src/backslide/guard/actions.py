@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 from backslide.errors import BackslideError, ConfigError
 from backslide.guard.intervene import check_cut, cut_rate, go_back, rates
 from backslide.guard.options import Options
+from backslide.guard.past import Past
 from backslide.guard.policy import Action
 from backslide.guard.snapshot import Snapshot
+from backslide.scoring.ranks import Ranks
 from backslide.verdict import Verdict, Zone, main_row
 
 MOST = 3
@@ -44,15 +47,33 @@ class Actor:
 
     Args:
         options: of the guard.
-        folder: where a snapshot on disk is kept.
-        writes: whether this process writes it.
+        folder: of the run; a snapshot on disk is kept in it.
     """
 
-    def __init__(self, options: Options, folder: Path, *, writes: bool) -> None:
+    def __init__(self, options: Options, folder: Path) -> None:
         self._options = options
-        # Each process keeps its own part where weights are sharded; replicas are alike, and the first one writes.
-        self._snapshot = Snapshot(folder if options.keeps == "disk" and writes else None) if options.keeps else None
+        ranks = Ranks.here()
+        # With several processes each has a folder of its own: shards differ, and replicas need no one to wait for.
+        place = folder / "snapshot" if ranks.size == 1 else folder / "snapshot" / f"process-{ranks.rank}"
+        self._place = place if options.keeps == "disk" else None
+        self._snapshot = Snapshot(self._place) if options.keeps else None
         self._times = 0
+
+    def resume(self, past: Past, step: int) -> bool:
+        """Stand where a resumed run stood: what it did counts; whether what it kept on disk is there to go back to."""
+        self._times = sum(event.get("action") in ("rollback", "lower_lr") for event in past.of("action"))
+        if step > 0 and self._place is not None:
+            with contextlib.suppress(BackslideError):
+                found = Snapshot.load(self._place)
+                if found.step is not None and found.step <= step:
+                    self._snapshot = found
+                    return True
+        return False
+
+    def forget(self) -> None:
+        """Let go of what was kept: another process could not keep it."""
+        self._options.warn("the state to go back to was not kept by all processes, so there is none now")
+        self._snapshot = Snapshot(self._place)
 
     def check(self, tools: Tools) -> None:
         """Refuse before training what could not be done in the middle of it. Raises `ConfigError`."""
@@ -65,22 +86,25 @@ class Actor:
             )
         check_cut(tools.optimizer, tools.scheduler)
 
-    def keep(self, tools: Tools, step: int, verdict: Verdict | None = None) -> bool:
-        """Keep the present state to go back to, if its abilities are as good as known to be kept; whether it was kept.
+    def keep(self, tools: Tools, step: int, verdict: Verdict | None = None) -> bool | None:
+        """Keep the present state to go back to, if its abilities are as good as known to be kept.
+
+        Whether it could be kept; None where it was not to be.
 
         `retained` is proof, and few looks have the items for it. So a look that is undecided counts too where no more
         was lost than is accepted: of all items together, by the mean drop.
         """
         if self._snapshot is None:
-            return False
+            return None
         if verdict is not None and verdict.zone is not Zone.RETAINED:
             row = main_row(verdict)
             if verdict.zone is Zone.REGRESSED or row is None or row.drop is None or row.drop > row.tolerance:
-                return False
+                return None
         try:
             self._snapshot.take(tools.model, tools.optimizer, tools.scheduler, step=step)
-        except BackslideError as bad:
-            self._options.warn(f"step {step}: the state was not kept: {bad}")
+        except Exception as bad:
+            # Memory that runs out, too: a state that is not kept must not end the training.
+            self._options.warn(f"step {step}: the state was not kept: {type(bad).__name__}: {bad}")
             return False
         return True
 
@@ -94,8 +118,16 @@ class Actor:
                 "lower_lr": lambda: self._lower(action, tools, step),
                 "replay": lambda: self._replay(action),
             }[action.kind]()
-        except BackslideError as bad:
-            return Done("warn", f"{action.kind} could not be done, so the training went on as it is: {bad}")
+        except Exception as bad:
+            why = str(bad) if isinstance(bad, BackslideError) else f"{type(bad).__name__}: {bad}"
+            return Done("warn", f"{action.kind} could not be done, so the training went on as it is: {why}")
+
+    def apart(self, action: Action, step: int, kinds: list[str]) -> Done:
+        """What is left where the processes did not all do the same: their weights differ from now on."""
+        told = ", ".join(f"process {rank}: {kind}" for rank, kind in enumerate(kinds))
+        return Done(
+            "stop", f"stopped after step {step}, since {action.kind} was not done by all ({told}): {action.reason}"
+        )
 
     def _rollback(self, action: Action, tools: Tools, step: int) -> Done:
         if self._snapshot is None or self._snapshot.step is None:
@@ -105,6 +137,8 @@ class Actor:
                 "stop", f"stopped after step {step}, since going back {MOST} times was of no use: {action.reason}"
             )
         self._times += 1
+        if tools.optimizer is None:
+            raise ConfigError("rollback needs the optimizer; give it to before_training(model, tokenizer, optimizer=…)")
         before = rates(tools.optimizer)
         go_back(self._snapshot, tools.model, tools.optimizer, tools.scheduler, factor=self._options.lr_factor)
         after, back = rates(tools.optimizer), self._snapshot.step
@@ -122,6 +156,8 @@ class Actor:
                 f"stopped after step {step}, since lowering the rate {MOST} times was of no use: {action.reason}",
             )
         self._times += 1
+        if tools.optimizer is None:
+            raise ConfigError("lower_lr needs the optimizer; give it to before_training(model, tokenizer, optimizer=…)")
         before = rates(tools.optimizer)
         cut_rate(tools.optimizer, tools.scheduler, self._options.lr_factor)
         after = rates(tools.optimizer)

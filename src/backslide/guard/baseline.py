@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from backslide.errors import MismatchError
@@ -27,7 +28,11 @@ def take_baseline(
         return _given(options.baseline, scorer, model), "given"
     bare = uncompiled(model)
     header = scorer.header(bare, adapters=False, name=name)
-    place = cache.baseline_path(header, bare) if options.cache and ranks.split else None
+    place: Path | None = None
+    if options.cache and ranks.split:
+        with contextlib.suppress(Exception):
+            # Weights that cannot be read bit by bit (quantized tensor classes) have no cache, and need none.
+            place = cache.baseline_path(header, bare)
     if place is not None:
         found = ranks.agreed(cache.find(place, header) if ranks.first else None)
         if found is not None:
@@ -49,6 +54,11 @@ def take_baseline(
             # Without the cache the next run measures again; nothing else is lost.
             record.save(place)
     return record, "measured"
+
+
+def fits(baseline: Record, scorer: Scorer, model: Any) -> None:
+    """Refuse a baseline that looks could not be compared with, before a step is made. Raises `MismatchError`."""
+    pair(baseline, scorer.unanswered(model, adapters=False))
 
 
 def _given(baseline: Record, scorer: Scorer, model: Any) -> Record:

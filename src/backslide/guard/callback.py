@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,11 @@ class Guard(TrainerCallback):
                 f"the run is resumed at step {state.global_step}, and had made all of its {state.max_steps} steps; "
                 "transformers makes one more then. To have only the verdict, use `backslide check` on the checkpoint"
             )
+        if getattr(args, "push_to_hub", False) and self._run_dir is None:
+            self._options.warn(
+                f"{training.folder}: lies in output_dir, all of which push_to_hub uploads: the suite's questions and "
+                "the model's replies as well; give the guard a run_dir elsewhere if they are private"
+            )
         tokenizer = _tokenizer(kwargs.get("processing_class"))
         self._watch = Watch(self._options, training, model, tokenizer, _tools(model, kwargs))
 
@@ -211,16 +217,21 @@ class Guard(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any) -> None:
         """Put the guarded loss into the metrics, by which the best checkpoint may be picked."""
-        if self._watch is not None and metrics is not None:
-            trainer_log.add_guarded_loss(metrics, regressed=self._watch.zone is Zone.REGRESSED)
+        wanted = trainer_log.is_guarded(getattr(args, "metric_for_best_model", None))
+        if self._watch is not None and metrics is not None and wanted:
+            added = trainer_log.add_guarded_loss(metrics, regressed=self._watch.zone is Zone.REGRESSED)
+            finite = {name: value for name, value in added.items() if math.isfinite(value)}
+            if self._trainer is not None and finite:
+                trainer_log.log(self._trainer, state, finite)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Judge the final model on the gate half, and write verdict and report."""
         if self._watch is not None and self._watch.verdict is None:
-            changed = bool(getattr(args, "load_best_model_at_end", False))
-            verdict = self._watch.finish(model, state.global_step, changed=changed, epochs=state.epoch)
+            verdict = self._watch.finish(model, state.global_step, epochs=state.epoch)
             final = {f"{trainer_log.PREFIX}final/{zone}": float(verdict.zone is zone) for zone in Zone}
             trainer_log.log(self._trainer, state, final)
+            # To the trackers alone: scripts take the last entry of the history for the training's own.
+            state.log_history.pop()
         self._trainer = None
 
     def _evaluations(self, args: Any, state: Any, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
@@ -282,8 +293,14 @@ class Guard(TrainerCallback):
         watch.pacer.step_ends()
         self._step = step
         watch.acted = None
-        losses = {"loss": loss, "eval_loss": eval_loss}
-        watch.losses(step, {name: float(value) for name, value in losses.items() if value is not None}, tools)
+        # A loss of one process that is no number is one of all: they act alike.
+        told = watch.ranks.gather({"loss": loss, "eval_loss": eval_loss})
+        losses: dict[str, float] = {}
+        for name in ("loss", "eval_loss"):
+            values = [float(value) for one in told if (value := one[name]) is not None]
+            if values:
+                losses[name] = next((value for value in values if not math.isfinite(value)), values[0])
+        watch.losses(step, losses, tools)
         if watch.due(step):
             watch.look(tools.model, step, tools)
         watch.pacer.step_begins()

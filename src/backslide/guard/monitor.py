@@ -14,7 +14,7 @@ import bisect
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,9 +52,10 @@ class State:
     """Whether the length of the run is not known."""
     spent: float = 0.0
     """What looks have spent of `looks_alpha`."""
-    waiting: tuple[tuple[int, float], ...] = ()
-    """Step and α of looks taken after the checkpoint that the run was resumed from. The same weights come by again as a
-    rule, and then it is the same look; other weights make it another one, and its α is gone."""
+    waiting: tuple[tuple[int, str, float], ...] = ()
+    """Step, model fingerprint and α of looks that were tested before the run was resumed, on weights that it does not
+    stand on. The same weights come by again as a rule, and then it is the same look; other weights make it another one,
+    and its α is gone."""
     done: tuple[int, ...] = ()
     """Steps looked at."""
     zones: tuple[Zone, ...] = ()
@@ -81,9 +82,9 @@ class State:
     def share(self, step: int, *, last: bool = False) -> float:
         """α of a look at `step`; 0 where nothing is left for it."""
         if self.open:
-            return open_ended(self.looks_alpha).init().level(len(self.done) + 1)
+            return open_ended(self.looks_alpha).init().level(len(self.done) + len(self.waiting) + 1)
         upto = self.looks_alpha * self.place(step, last=last) / self.shares
-        left = upto - self.spent - sum(alpha for at, alpha in self.waiting if last or at <= step)
+        left = upto - self.spent - sum(alpha for at, _, alpha in self.waiting if last or at <= step)
         return left if left > _NOTHING * self.alpha else 0.0
 
     def level(self, step: int, *, last: bool = False) -> Level | None:
@@ -98,7 +99,8 @@ class State:
 
     def due(self, step: int) -> bool:
         """Whether to look after `step`; a look that a resumed run has done already is not due again."""
-        return step in self.looks and step not in self.done
+        place = bisect.bisect_left(self.looks, step)
+        return place < len(self.looks) and self.looks[place] == step and (not self.done or step > self.done[-1])
 
 
 def on_log(state: State, step: int, log: Mapping[str, Any]) -> tuple[State, list[Event]]:
@@ -116,32 +118,30 @@ def on_log(state: State, step: int, log: Mapping[str, Any]) -> tuple[State, list
     return state, events
 
 
-def wait(state: State, steps: Sequence[int]) -> State:
-    """The state of a run that is resumed before looks that it took already, at `steps`, in order."""
-    for step in steps:
-        state = dataclasses.replace(state, waiting=(*state.waiting, (step, state.share(step))))
-    return state
+def again(state: State, step: int, model: str) -> State:
+    """A look that waited comes by again with the same weights: its α is its own again."""
+    return dataclasses.replace(state, waiting=tuple(w for w in state.waiting if w[:2] != (step, model)))
 
 
-def again(state: State, step: int) -> State:
-    """The look at `step` that waited is the one that is due now: its α is its own again."""
-    return dataclasses.replace(state, waiting=tuple(w for w in state.waiting if w[0] != step))
+def kept(state: State, step: int, zone: Zone, share: float) -> State:
+    """A look of before the run was resumed, whose weights it stands on."""
+    first = zone is Zone.REGRESSED and state.regressed_at is None
+    return dataclasses.replace(
+        state,
+        spent=state.spent + share,
+        done=(*state.done, step),
+        zones=(*state.zones, zone),
+        regressed_at=step if first else state.regressed_at,
+    )
 
 
 def on_look(
     state: State, step: int, verdict: Verdict, policy: Policy, *, last: bool = False
 ) -> tuple[State, list[Event], Action | None]:
     """Take the verdict of a look at the monitor half, and decide."""
-    events: list[Event] = [{"event": "look", "step": step, "zone": verdict.zone, "verdict": verdict.to_dict()}]
-    first = verdict.zone is Zone.REGRESSED and state.regressed_at is None
-    state = dataclasses.replace(
-        state,
-        spent=state.spent + state.share(step, last=last),
-        done=(*state.done, step),
-        zones=(*state.zones, verdict.zone),
-        regressed_at=step if first else state.regressed_at,
-    )
-    return state, events, decide(policy, verdict)
+    share = state.share(step, last=last)
+    look: Event = {"event": "look", "step": step, "zone": verdict.zone, "alpha": share, "verdict": verdict.to_dict()}
+    return kept(state, step, verdict.zone, share), [look], decide(policy, verdict)
 
 
 def conclude(state: State, last: Verdict | None, gate: Verdict | None) -> Verdict:

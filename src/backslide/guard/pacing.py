@@ -44,15 +44,18 @@ class Pacer:
         tokens = sum(pack.tokens for part in ("monitor", "gate") for pack in scorer.packs(model, part))
         rate = cost.get("seconds", 0.0) / max(tokens, 1)
         shared = self._ranks.size if self._ranks.split else 1
-        seconds = [(pack.tokens * rate if t is None else t) / shared for pack, t in zip(packs, timed, strict=True)]
+        # What all processes took for all of it is shared already; a pack that was timed was timed by one.
+        seconds = [pack.tokens * rate if t is None else t / shared for pack, t in zip(packs, timed, strict=True)]
         # By tokens, not by seconds: the order must be the same when the run is resumed.
         kinds = [[capability[id] for id in sorted(pack.items)] for pack in packs]
         order = schedule.in_order(kinds, [pack.tokens for pack in packs])
         self._packs = [packs[place].items for place in order]
         self._costs = [seconds[place] for place in order]
         gate = [(pack, scorer.seconds.get(pack.items)) for pack in scorer.packs(model, "gate")]
-        self._end = sum((pack.tokens * rate if t is None else t) / shared for pack, t in gate)
-        self._scale = 1.0
+        self._end = sum(pack.tokens * rate if t is None else t / shared for pack, t in gate)
+        self._scorer, self._shared = scorer, shared
+        # A look takes so long beside its packs, and its packs so many times what they took at the baseline.
+        self._fixed, self._scale = 0.0, 1.0
         self._began: float | None = None
         self._steps = 0
         self._first = self._rest = 0.0
@@ -97,10 +100,10 @@ class Pacer:
             steps=steps if steps is not None else self._steps,
             step=self.step,
             spent=self.spent,
-            end=self._end * self._scale if steps is not None else 0.0,
+            end=self._end * self._scale + self._fixed if steps is not None else 0.0,
         )
         needed = always or (schedule.must_look(number, looks) if steps is not None else number == 1)
-        allowance = pace.allowance(looks - number + 1 if steps is not None else 1)
+        allowance = pace.allowance(looks - number + 1 if steps is not None else 1) - self._fixed
         count = schedule.choose(costs, [len(pack) for pack in self._packs], allowance, needed=needed)
         if self._whole:
             count = len(costs) if count == len(costs) or needed else 0
@@ -113,14 +116,9 @@ class Pacer:
         """A look at `items` took so long: what the next one will take is reckoned from that."""
         self.spent += seconds
         taken = set(items)
-        expected = sum(cost for pack, cost in zip(self._packs, self._costs, strict=True) if pack <= taken)
-        if expected > 0 and seconds > 0:
-            self._scale = seconds / expected
-
-    def promised(self, steps: int) -> tuple[float, float] | None:
-        """Seconds that the budget gives, and that `FEWEST_LOOKS` least looks and the end take; None: not known yet."""
-        if self.budget is None or self.step is None:
-            return None
-        least = schedule.choose(self._costs, [len(pack) for pack in self._packs], 0.0, needed=True)
-        need = schedule.FEWEST_LOOKS * sum(self._costs[:least]) + self._end
-        return self.budget * steps * self.step, need * self._scale
+        of = [(pack, cost) for pack, cost in zip(self._packs, self._costs, strict=True) if pack <= taken]
+        expected = sum(cost for _, cost in of)
+        spent = sum(self._scorer.seconds.get(pack, 0.0) for pack, _ in of) / self._shared
+        if expected > 0 and spent > 0:
+            self._scale = spent / expected
+            self._fixed = max(0.0, seconds - spent)

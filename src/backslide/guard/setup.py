@@ -38,7 +38,7 @@ def setup_of_trainer(args: Any, state: Any, model: Any, kwargs: Mapping[str, Any
         "scheduler": str(getattr(scheduler, "value", scheduler)) if scheduler is not None else None,
         "warmup_steps": args.get_warmup_steps(state.max_steps),
         "max_steps": state.max_steps,
-        "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1),
+        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1),
         "examples": examples,
         "seed": args.seed,
     }

@@ -7,31 +7,23 @@ has ended and when the training has. All processes of a run call it alike; the f
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from backslide.diagnosis import diagnose, losses_of
-from backslide.errors import BackslideError, MismatchError, ModelError, RunError
 from backslide.guard import joint, monitor, schedule, words
 from backslide.guard.actions import Actor, Tools
-from backslide.guard.baseline import take_baseline
+from backslide.guard.begin import Begun, begin
 from backslide.guard.journal import Journal
 from backslide.guard.options import Options, Training
 from backslide.guard.pacing import Pacer
 from backslide.guard.policy import Action
 from backslide.guard.writer import Writer
 from backslide.judge import Alarms, judge
-from backslide.record import Record
+from backslide.record import Header, Record
 from backslide.report.markdown import write_report
-from backslide.rundir import RunFolder
-from backslide.scoring.engine import Scorer, versions
 from backslide.scoring.forward import uncompiled
-from backslide.scoring.ranks import Ranks
-from backslide.suite.item import OpenItem
 from backslide.verdict import Level, Tolerance, Verdict, Zone
 
 
@@ -45,42 +37,36 @@ class Watch:
 
     def __init__(self, options: Options, training: Training, model: Any, tokenizer: Any, tools: Tools) -> None:
         self.options, self.training = options, training
-        self.ranks = Ranks.of(model)
-        model = uncompiled(model)
-        self.run = RunFolder(training.folder)
+        self._actor = Actor(options, training.folder)
+        self._actor.check(tools)
+        begun: Begun = begin(options, training, uncompiled(model), tokenizer)
+        self.ranks, self.run, self._scorer, self._name = begun.ranks, begun.run, begun.scorer, begun.name
+        self.baseline, self.state = begun.baseline, begun.state
         self._writer = Writer(self.run, writes=self.ranks.first, warn=options.warn)
-        self._scorer = Scorer(options.suite, model, tokenizer, options.settings)
-        self._name = options.name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
-        self.looks: list[Verdict] = []
+        self._write(begun.events)
+        self.looks: list[Verdict] = list(begun.looks)
         self.final: Record | None = None
         self.verdict: Verdict | None = None
         self.stop = False
         """Whether the training is to end after this step."""
         self.acted: str | None = None
         """What was done last; whoever reads it forgets it."""
-        self._last: Verdict | None = None
+        self._joint = begun.joint
+        self._waiting = begun.waiting
+        self._losses: list[Mapping[str, Any]] = begun.past.of("loss")
+        # What is known of the present weights: the last look's verdict, and the fingerprint that it was of.
+        self._last: Verdict | None = None if begun.past.back else (self.looks[-1] if self.looks else None)
         self._kept: Verdict | None = None
-        self._looked = training.step
+        self._looked = self.state.done[-1] if self.state.done else 0
         self._back_at: int | None = None
-        self._losses: list[dict[str, Any]] = []
-        self._waiting: dict[int, Record] = {}
-        resumed = training.step > 0
-        config = self.ranks.agreed(self.run.config if resumed and self.run.exists() else None)
-        self.state = self._plan(config)
-        self._joint = joint.Joint(self.state.looks_alpha, self.state.shares) if options.test == "joint" else None
-        # First what may be refused, then the folder: a baseline that does not fit leaves nothing behind.
-        self._actor = Actor(options, self.run.snapshot, writes=self.ranks.first)
-        self._actor.check(tools)
-        if resumed:
-            self.baseline = self._saved_baseline()
-            self._replay(training.step)
-        else:
-            self.baseline = self._begin(model)
         self.pacer = Pacer(
-            self._scorer, model, self.baseline, budget=options.share, whole=self._joint is not None, ranks=self.ranks
-        )
-        if self._last is None or self._last.zone is not Zone.REGRESSED:
-            self._actor.keep(tools, training.step)
+            self._scorer, uncompiled(model), self.baseline, budget=options.share, whole=self._joint is not None,
+            ranks=self.ranks,
+        )  # fmt: skip
+        self.pacer.spent = begun.past.spent
+        held = all(self.ranks.gather(self._actor.resume(begun.past, training.step)))
+        if not held and (self._last is None or self._last.zone is not Zone.REGRESSED):
+            self._keep(tools, training.step, None)
 
     @property
     def zone(self) -> Zone | None:
@@ -94,15 +80,15 @@ class Watch:
     def losses(self, step: int, log: Mapping[str, Any], tools: Tools) -> None:
         """Note the target's losses; one that is not finite breaks the run, and is acted on as a regression is."""
         was = self.state.broke
-        self.state, events = monitor.on_log(self.state, step, log)
+        state, events = monitor.on_log(self.state, step, log)
+        if self._back_at == step and was is None and state.broke is not None:
+            # The weights that made this loss are gone already.
+            state, events = dataclasses.replace(state, broke=None), events[:1]
+        self.state = state
         self._losses += [event for event in events if event["event"] == "loss"]
         self._write(events)
         broke = self.state.broke
         if broke is None or was is not None:
-            return
-        if self._back_at == step:
-            # The weights that made this loss are gone already.
-            self.state = dataclasses.replace(self.state, broke=None)
             return
         self._tell(f"step {step}: the run broke: {broke}")
         # More of the old data, or a lower rate, mend no weights that are not finite; a function is asked at looks.
@@ -121,73 +107,69 @@ class Watch:
         model = uncompiled(model)
         self._looked = step
         number = len(self.state.done) + 1 if self.state.open else self.state.place(step)
-        # Where each evaluation asks for what the look says, none is passed over.
-        always = bool(self.training.evaluations)
-        only = self.pacer.take(number, self.state.shares, self.training.steps, always=always)
-        if only is not None and not only:
-            self._write(
-                [{"event": "passed", "step": step, "number": number, "says": "too dear for the budget; passed over"}]
-            )
+        looks = 0 if self.state.open else len(self.state.looks)
+        earlier = self._earlier(model, step)
+        only: frozenset[str] | None = None
+        if earlier is None:
+            # Where each evaluation asks for what the look says, none is passed over.
+            always = bool(self.training.evaluations)
+            only = self.pacer.take(number, looks, self.training.steps, always=always)
+            if only is not None and not only:
+                says = "too dear for the budget; passed over"
+                self._write([{"event": "passed", "step": step, "number": number, "says": says}])
+                return None
+        record = earlier or self._measure(model, "monitor", step, self.run.step(step), only=only)
+        verdict = None if record is None else self._judged(record, step)
+        if record is None or verdict is None:
             return None
-        record = self._measure(model, "monitor", step, self.run.step(step), only=only)
-        if record is None:
-            return None
-        verdict = self._judge_look(record, step)
         self._last = verdict
         self.looks.append(verdict)
         self.state, events, action = monitor.on_look(self.state, step, verdict, self.options.on_regression)
         action = self.ranks.agreed(action)
-        found = diagnose(
-            losses_of(self._losses), [(v.step or 0, v.zone) for v in self.looks], verdict, self.training.setup
-        )
+        curve = [(v.step or 0, v.zone) for v in self.looks]
+        found = diagnose(losses_of(self._losses), curve, verdict, self.training.setup)
         items = sum(row.items for row in verdict.capabilities)
-        of = f"look {number}" if self.state.open else f"look {number} of {self.state.shares}"
+        of = f"look {number}" if self.state.open else f"look {number} of {looks}"
+        says = f"{of}, {words.counted(items, 'item')}: {words.seen(verdict)}"
+        more = {"number": number, "items": items, "model": record.header.model_fingerprint, **record.header.cost}
+        doing = action.kind if action is not None else "nothing to do"
+        decision = {"event": "decision", "step": step, "zone": verdict.zone, "state": found.state}
+        self._write([{**events[0], **more, "says": says}, {**decision, "says": f"{verdict}; {found.state}; {doing}"}])
         seconds = record.header.cost.get("seconds", 0.0)
-        events[0] |= record.header.cost
-        events[0] |= {
-            "number": number,
-            "items": items,
-            "says": f"{of}, {words.counted(items, 'item')}: {words.seen(verdict)}",
-        }
-        says = f"{verdict}; {found.state}; " + (action.kind if action is not None else "nothing to do")
-        decision = {"event": "decision", "step": step, "zone": verdict.zone, "state": found.state, "says": says}
-        self._write([*events, decision])
-        self._tell(
-            f"step {step} ({of}, {items} items, {seconds:.1f} s): {words.brief(verdict)}"
-            + (f" → {action.kind}" if action else "")
-        )
+        then = f" → {action.kind}" if action else ""
+        self._tell(f"step {step} ({of}, {items} items, {seconds:.1f} s): {words.brief(verdict)}{then}")
         if action is not None:
             self._act(action, step, tools)
-        elif verdict.zone is not Zone.REGRESSED and self._actor.keep(tools, step, verdict):
-            self._kept = verdict
+        elif verdict.zone is not Zone.REGRESSED:
+            self._keep(tools, step, verdict)
         return verdict
 
-    def finish(self, model: Any, step: int, *, changed: bool = False, **setup: Any) -> Verdict:
+    def finish(self, model: Any, step: int, **setup: Any) -> Verdict:
         """Judge the final model on the gate half, and write verdict and report.
 
         Args:
-            model: the final model.
+            model: the final model, whatever weights it has now: the last step's, or the best checkpoint's.
             step: optimizer steps made.
-            changed: whether its weights may be others than those after that step, such as the best checkpoint's.
             setup: what is known of the training now that it has ended.
         """
         model = uncompiled(model)
-        # The final weights may be others than the last look's: an early stop, or the best checkpoint loaded.
-        if self._last is None or self._last.step != step or changed:
-            last = self._measure(model, "monitor", step, self.run.final_monitor)
-            self._last = None if last is None else self._judge_look(last, step, last=True)
-        self.final = self._measure(model, "gate", step, self.run.final, replies=True)
-        gate = None if self.final is None else self._judge(self.final, self.state.gate_level)
-        self.verdict = monitor.conclude(self.state, self._last, gate)
         events: list[dict[str, Any]] = []
+        header = self._header(model, "monitor", step)
+        if self._last is None or header is None or header.model_fingerprint != self._seen:
+            last = self._measure(model, "monitor", step, self.run.final_monitor, header=header)
+            self._last = None if last is None else self._judged(last, step, last=True)
+            if last is not None and self._last is not None:
+                self.state, (look,), _ = monitor.on_look(self.state, step, self._last, "warn", last=True)
+                says = f"a last look, at the weights that the run ended with: {words.seen(self._last)}"
+                events.append({**look, "final": True, "model": self._seen, **last.header.cost, "says": says})
+        self.final = self._measure(model, "gate", step, self.run.final, replies=True)
+        gate = None if self.final is None else self._judged(self.final, step, gate=True)
+        self.verdict = monitor.conclude(self.state, self._last, gate)
         if gate is not None and self.final is not None:
             says = f"judged the final model on the sealed gate half: {words.seen(gate)}; {gate}"
             events.append({"event": "gate", "step": step, "zone": gate.zone, **self.final.header.cost, "says": says})
-        reason = self.verdict.reasons[0]
-        events.append(
-            {"event": "end", "step": step, "zone": self.verdict.zone, "reason": reason, "says": str(self.verdict)}
-        )
-        self._write(events)
+        end = {"event": "end", "step": step, "zone": self.verdict.zone, "reason": self.verdict.reasons[0]}
+        self._write([*events, {**end, "says": str(self.verdict)}])
         verdict = self.verdict
         self._writer.do("run.json", lambda: self.run.update(setup={**self.run.config["setup"], "steps": step, **setup}))
         self._writer.do("verdict.json", lambda: self.run.save_verdict(verdict))
@@ -197,108 +179,39 @@ class Watch:
         self._tell(f"final model, gate half: {shown}; verdict: {self.verdict.zone}")
         return self.verdict
 
-    # Beginning.
-
-    def _plan(self, config: Mapping[str, Any] | None) -> monitor.State:
-        options, training = self.options, self.training
-        alpha = options.alpha
-        if training.steps is None:
-            return monitor.State(looks=(), alpha=alpha, open=True)
-        looks = training.evaluations or schedule.plan_looks(training.steps, every=options.every, looks=options.looks)
-        planned = len(looks) + training.best
-        if config is not None:
-            asked = {"alpha": alpha, "test": options.test, "tolerance": options.tolerance}
-            for name, value in asked.items():
-                if config.get(name, value) != value:
-                    raise MismatchError(
-                        f"{self.run.path}: the run was begun with {name} = {config[name]!r} and is resumed with "
-                        f"{value!r}; false alarms are counted over the whole run, so resume it with the same"
-                    )
-            planned = int(config.get("planned", len(config.get("looks", ())) or planned))
-        return monitor.State(looks=looks, alpha=alpha, planned=planned)
-
-    def _begin(self, model: Any) -> Record:
-        began = time.perf_counter()
-        journal = self._journal(model, "all", self.run.baseline, adapters=False)
-        try:
-            baseline, how = take_baseline(self.options, self._scorer, model, journal, self.ranks, name=self._name)
-        except (BackslideError, torch.OutOfMemoryError):
-            raise
-        except Exception as bad:
-            # Whatever a model's own code raises; the run has not begun, and without a baseline it would be unwatched.
-            why = " ".join(str(bad).split())[:300]
-            raise ModelError(
-                f"{self._name}: could not be measured before training: {type(bad).__name__}: {why}; a causal language "
-                "model is needed whose forward takes input_ids and attention_mask alone"
-            ) from bad
-        try:
-            if self.ranks.first:
-                self.run.begin(self._config(model))
-                baseline.save(self.run.baseline)
-            journal.close(done=True)
-        except OSError as bad:
-            raise RunError(
-                f"{self.run.path}: cannot be written: {bad.strerror or bad}; make room, or give another run_dir"
-            ) from bad
-        finally:
-            journal.close(done=False)
-        seconds = round(time.perf_counter() - began, 3)
-        cost = {**baseline.header.cost, "seconds": seconds} if how != "measured" else baseline.header.cost
-        looks = self.state.looks
-        says = words.of_plan(looks, self.training.steps, self.options.share)
-        self._write([
-            {"event": "baseline", "step": 0, "how": how, **cost, "says": words.of_baseline(baseline, how)},
-            {"event": "plan", "step": 0, "looks": list(looks), "budget": self.options.share, "says": says},
-        ])  # fmt: skip
-        self._tell(words.of_baseline(baseline, how))
-        self._tell(says)
-        return baseline
-
-    def _saved_baseline(self) -> Record:
-        found: Record | None = None
-        if self.ranks.first and self.run.baseline.exists():
-            found = Record.load(self.run.baseline)
-        found = self.ranks.agreed(found)
-        if found is None:
-            raise RunError(
-                f"{self.run.baseline}: the run is resumed at step {self.training.step}, but the baseline that was "
-                "measured before training is not there; start the run anew, since a trained model cannot be its own "
-                "baseline"
-            )
-        if found.header.suite_hash != self.options.suite.hash:
-            raise MismatchError(f"{self.run.baseline}: was measured on another suite than {self.options.suite.name}")
-        return found
-
-    def _replay(self, step: int) -> None:
-        """Stand where the run stood at `step`: the looks up to it, and those after it that will come by again."""
-        events, records = self.ranks.agreed((self.run.events(), self.run.steps()) if self.ranks.first else ([], []))
-        broke = [e for e in events if e.get("event") == "broke" and e.get("step", 0) <= step]
-        if broke:
-            self.state = dataclasses.replace(self.state, broke=str(broke[0].get("reason")))
-        self._losses = [event for event in events if event.get("event") == "loss" and event.get("step", 0) <= step]
-        for record in records:
-            at = record.header.step
-            if at is not None and at <= step:
-                verdict = self._judge_look(record, at)
-                self.state, _, _ = monitor.on_look(self.state, at, verdict, "warn")
-                self.looks.append(verdict)
-                self._last = verdict
-        self._waiting = {r.header.step: r for r in records if r.header.step is not None and r.header.step > step}
-        self.state = monitor.wait(self.state, tuple(self._waiting))
-
     # Measuring.
 
+    @property
+    def _seen(self) -> str | None:
+        """Fingerprint of the weights that the last look was of."""
+        return self._fingerprint if self._last is not None else None
+
+    _fingerprint: str | None = None
+
+    def _header(self, model: Any, part: Any, step: int) -> Header | None:
+        try:
+            return self._scorer.header(model, part=part, name=self._name, step=step)
+        except Exception as bad:
+            self._failed(part, step, bad)
+            return None
+
     def _measure(
-        self, model: Any, part: Any, step: int, path: Path, *, only: frozenset[str] | None = None, replies: bool = False
+        self,
+        model: Any,
+        part: Any,
+        step: int,
+        path: Path,
+        *,
+        header: Header | None = None,
+        only: frozenset[str] | None = None,
+        replies: bool = False,
     ) -> Record | None:
         """Measure, and save what was found; None where it could not be measured, which is said and written down."""
-        began = time.perf_counter()
-        journal: Journal | None = None
+        header = header or self._header(model, part, step)
+        if header is None:
+            return None
+        journal = Journal(path, header, rank=self.ranks.rank, warn=self.options.warn)
         try:
-            earlier = self._earlier(model, step) if part == "monitor" and path == self.run.step(step) else None
-            if earlier is not None:
-                return earlier
-            journal = self._journal(model, part, path)
             known = self.ranks.agreed(journal.known())
             record = self._scorer.measure(
                 model,
@@ -308,72 +221,92 @@ class Watch:
                 known=known,
                 keep=journal.keep if self.ranks.split or self.ranks.first else None,
                 ranks=self.ranks,
-                name=self._name,
-                step=step,
+                header=header,
                 progress=self.options.progress,
             )
         except Exception as bad:
-            why = " ".join(str(bad).split())[:300]
-            says = f"the {part} half could not be measured at step {step}: {type(bad).__name__}: {why}"
-            self._write([{"event": "failed", "step": step, "part": part, "says": says}])
-            self.options.warn(f"{says}; the training goes on, and nothing is taken for retained")
+            self._failed(part, step, bad)
             return None
         finally:
-            if journal is not None:
-                journal.close(done=False)
-        journal.close(done=self._writer.do(path.name, lambda: record.save(path)))
+            journal.close(done=False)
+        if self.ranks.first:
+            # It alone removes journals, and only once the record is on the disk.
+            journal.close(done=self._writer.do(path.name, lambda: record.save(path)))
         if part == "monitor" and not known:
-            self.pacer.looked([outcome.id for outcome in record.outcomes], time.perf_counter() - began)
+            self.pacer.looked([outcome.id for outcome in record.outcomes], record.header.cost["seconds"])
         return record
+
+    def _failed(self, part: Any, step: int, bad: Exception) -> None:
+        why = " ".join(str(bad).split())[:300]
+        says = f"the {part} half could not be measured at step {step}: {type(bad).__name__}: {why}"
+        self._write([{"event": "failed", "step": step, "part": part, "says": says}])
+        self.options.warn(f"{says}; the training goes on, and nothing is taken for retained")
 
     def _earlier(self, model: Any, step: int) -> Record | None:
         """The look that was taken at `step` before the run was resumed, if the weights have come out the same."""
-        record = self._waiting.pop(step, None)
-        if record is None:
+        records = self._waiting.pop(step, None)
+        header = self._header(model, "monitor", step) if records else None
+        if not records or header is None:
             return None
-        header = self._scorer.header(model, part="monitor", name=self._name, step=step)
-        same = (record.header.model_fingerprint, record.header.conditions) == (
-            header.model_fingerprint,
-            header.conditions,
-        )
-        if self.ranks.agreed(same):
-            self.state = monitor.again(self.state, step)
-            return record
+        for record in records:
+            now, then = header.model_fingerprint, record.header.model_fingerprint
+            if self.ranks.agreed(now == then and header.conditions == record.header.conditions):
+                self.state = monitor.again(self.state, step, then)
+                if self.ranks.first:
+                    self._writer.do(f"step {step}", lambda r=record: r.save(self.run.step(step)))  # type: ignore[misc]
+                return record
         if self._joint is not None:
-            self._joint, _ = joint.on_record(self._joint, self.baseline, record)
+            self._joint, _ = joint.on_record(self._joint, self.baseline, records[0])
         self._writer.do("steps/lost", lambda: self.run.lose(step))
-        self.options.warn(
+        self._tell(
             f"step {step} comes by again with other weights than before the run was resumed; the look that was taken "
             "then has had this look's share of α, so this one proves nothing"
         )
         return None
 
-    def _journal(self, model: Any, part: Any, path: Path, *, adapters: bool = True) -> Journal:
-        header = self._scorer.header(model, part=part, adapters=adapters)
-        return Journal(path, header, rank=self.ranks.rank, warn=self.options.warn)
-
     # Judging.
 
-    def _judge(self, record: Record, level: Level, alarms: Alarms | None = None) -> Verdict:
-        tolerance = Tolerance(accuracy=self.options.tolerance)
-        return judge(self.baseline, record, tolerance=tolerance, level=level, alarms=alarms)
+    def _judged(self, record: Record, step: int, *, last: bool = False, gate: bool = False) -> Verdict | None:
+        """The verdict on a record; None where it cannot be compared, which is said, and ends no training."""
+        try:
+            verdict = self._judge(record, step, last=last, gate=gate)
+        except Exception as bad:
+            self._failed(record.header.part, step, bad)
+            return None
+        if not gate:
+            self._fingerprint = record.header.model_fingerprint
+        return verdict
 
-    def _judge_look(self, record: Record, step: int, *, last: bool = False) -> Verdict:
+    def _judge(self, record: Record, step: int, *, last: bool, gate: bool) -> Verdict:
+        tolerance = Tolerance(accuracy=self.options.tolerance)
         state = self.state
-        level = state.level(step, last=last)
+        level = state.gate_level if gate else state.level(step, last=last)
+        alarms: Alarms | None = None
         if level is None:
             # Nothing is left to test at, such as at the end of a run that looked at its last step: it proves nothing.
-            rest = Level(fail=state.looks_alpha, passing=state.alpha)
-            return self._judge(record, rest, Alarms(frozenset(), state.looks_alpha, "no test left"))
-        if self._joint is None:
-            return self._judge(record, level)
-        self._joint, alarms = joint.on_record(self._joint, self.baseline, record)
-        return self._judge(record, level, alarms)
+            level = Level(fail=state.looks_alpha, passing=state.alpha)
+            alarms = Alarms(frozenset(), state.looks_alpha, "no test left")
+        elif self._joint is not None and not gate:
+            self._joint, alarms = joint.on_record(self._joint, self.baseline, record)
+        return judge(self.baseline, record, tolerance=tolerance, level=level, alarms=alarms)
 
     # Acting, writing and speaking.
 
+    def _keep(self, tools: Tools, step: int, verdict: Verdict | None) -> None:
+        took = self._actor.keep(tools, step, verdict)
+        if took is None:
+            return
+        # All or none: one that could not keep it would go back to another state than the others.
+        if all(self.ranks.gather(took)):
+            self._kept = verdict
+        else:
+            self._actor.forget()
+
     def _act(self, action: Action, step: int, tools: Tools) -> None:
         done = self._actor.do(action, tools, step)
+        kinds = self.ranks.gather(done.kind)
+        if len(set(kinds)) > 1:
+            done = self._actor.apart(action, step, kinds)
         self.acted = done.kind
         self.stop |= done.kind == "stop"
         if done.kind == "rollback":
@@ -381,29 +314,9 @@ class Watch:
         if done.mends and self.state.broke is not None:
             self.state = dataclasses.replace(self.state, broke=None)
         event = {"event": "action", "step": step, "action": done.kind, "reason": action.reason, "says": done.says}
-        self._write([{**event, **done.values}])
+        self._write([{**event, **done.values, **({"mends": True} if done.mends else {})}])
         if done.kind != "warn":
             self._tell(f"step {step}: {done.says}")
-
-    def _config(self, model: Any) -> dict[str, Any]:
-        options, suite = self.options, self.options.suite
-        return {
-            "model": self._name,
-            "suite": suite.name,
-            "suite_hash": suite.hash,
-            "alpha": options.alpha,
-            "tolerance": options.tolerance,
-            "test": options.test,
-            "looks": list(self.state.looks),
-            "planned": self.state.shares,
-            "budget": options.share,
-            "on_regression": options.on_regression if isinstance(options.on_regression, str) else "function",
-            "setup": dict(self.training.setup),
-            "processes": self.ranks.size,
-            "questions": {item.id: item.prompt for item in suite.items if isinstance(item, OpenItem)},
-            "versions": versions(),
-            **options.extra,
-        }
 
     def _write(self, events: list[dict[str, Any]]) -> None:
         if events:

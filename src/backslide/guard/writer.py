@@ -48,7 +48,8 @@ class Writer:
     def _try_again(self) -> bool:
         try:
             if self._events:
-                self.run.append(self._events)
+                # A loss a step is not worth a wait for the disk; a look that comes after it brings it there.
+                self.run.append(self._events, sync=any(event.get("event") != "loss" for event in self._events))
                 self._events = []
             for name in list(self._left):
                 try:

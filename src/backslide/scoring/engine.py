@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -108,6 +109,7 @@ class Scorer:
         known: Mapping[str, Outcome] | None = None,
         keep: Keep | None = None,
         ranks: Ranks | None = None,
+        header: Header | None = None,
         name: str = "",
         step: int | None = None,
         progress: Progress | None = None,
@@ -125,6 +127,7 @@ class Scorer:
             keep: told the outcomes of each pack as soon as they are found, so that an interruption loses none.
             ranks: the processes that measure the same model at this moment; each scores its share, all get the record.
                 None: this process alone measures everything, whatever others do.
+            header: of these weights, part and step, where it was made already: reading all weights takes time.
             name: the model's name, for people.
             step: optimizer steps so far, for the header.
             progress: see `Progress`.
@@ -140,7 +143,7 @@ class Scorer:
             groups.append(("open questions", tuple(item for item in self.suite.items if item.kind == "open"), None))
         work = Work(dict(known or {}), keep or (lambda _: None), progress)
         with session(model, self.tokenizer, adapters=adapters):
-            header = self.header(model, part=part, adapters=adapters, name=name, step=step)
+            header = header or self.header(model, part=part, adapters=adapters, name=name, step=step)
             with together(ranks, work):
                 for group, items, chosen in groups:
                     if items:
@@ -184,7 +187,7 @@ class Scorer:
             part=part,
             model=name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
             model_fingerprint=model_fingerprint(model, adapters=adapters),
-            tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
+            tokenizer_fingerprint=self._tokenizer_fingerprint,
             conditions=self._conditions(model),
             step=step,
             versions=versions(),
@@ -199,6 +202,16 @@ class Scorer:
             asked = self._ask(f"{half} half", items)
             blank += [_blank(item, asked.digests[item.id]) for item in items]
         return Record(self.header(model, part=part, adapters=adapters), tuple(blank))
+
+    @cached_property
+    def _tokenizer_fingerprint(self) -> str:
+        return tokenizer_fingerprint(self.tokenizer)
+
+    def prepare(self) -> None:
+        """Write down now all that will be asked: a chat template may depend on the day."""
+        for half in ("monitor", "gate"):
+            self._ask(f"{half} half", tuple(item for item in self.suite.part(half) if item.kind != "open"))
+        self._ask("open questions", tuple(item for item in self.suite.items if item.kind == "open"))
 
     def packs(self, model: Any, part: Part) -> list[Pack]:
         """The packs of a half: what can be looked at by itself. An item is in one pack."""

@@ -7,7 +7,7 @@ so each of them makes all passes, in the same order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import distributed
@@ -39,9 +39,14 @@ class Ranks:
                 "the model is sharded by DeepSpeed ZeRO-3, which hides its weights from everyone else; it cannot be "
                 "watched, use FSDP2 or ZeRO-2"
             )
+        return replace(cls.here(), split=not is_sharded(model))
+
+    @classmethod
+    def here(cls) -> Ranks:
+        """The processes that there are, whatever they train."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
-        return cls(distributed.get_rank(), distributed.get_world_size(), split=not is_sharded(model))
+        return cls(distributed.get_rank(), distributed.get_world_size())
 
     @property
     def first(self) -> bool:
