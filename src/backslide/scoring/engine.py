@@ -2,6 +2,7 @@
 
 items ─ requests.ask ─► token requests ─ plan.plan ─► packed rows ─ execute.execute ─► log-likelihoods ─┐
                    └──► prompts ─ generate.generate ─► replies ─ suite.matching ──────────────────────────┴► outcomes
+      └ probe.foils ──► hidden choices behind the answers, where asked for ───────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from backslide.noise import noise_between
 from backslide.record import Header, Outcome, Record
 from backslide.scoring.execute import Score
 from backslide.scoring.forward import is_exact, uncompiled
+from backslide.scoring.probe import foils, probe, probed
 from backslide.scoring.requests import Asked, ask
 from backslide.scoring.runner import Runner, default_batch
 from backslide.scoring.session import session
@@ -90,6 +92,7 @@ class Scorer:
         )
         self.runner = Runner(tokenizer, row_tokens=settings.row_tokens, batch_tokens=batch)
         self._asked: dict[str, Asked] = {}
+        self._foils: dict[str, tuple[str, ...]] | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -104,6 +107,7 @@ class Scorer:
         adapters: bool = True,
         replies: bool = True,
         only: Collection[str] | None = None,
+        probe: bool = False,
         name: str = "",
         step: int | None = None,
         progress: Progress | None = None,
@@ -117,6 +121,8 @@ class Scorer:
             replies: also take the replies to `open` items, all of them whatever the part.
             only: ids of items; of the part only the packs that hold one of them are measured, each as a whole, so
                 that every item has the very scores that it has when all are measured (see `packs`).
+            probe: also score the accepted answer of each `answer` item beside others (see `backslide.scoring.probe`);
+                nothing that is judged depends on it, unless a score is not finite. Not together with `only`.
             name: the model's name, for people.
             step: optimizer steps so far, for the header.
             progress: see `Progress`.
@@ -132,6 +138,9 @@ class Scorer:
                 items = tuple(item for item in self.suite.part(half) if item.kind != "open")
                 if items:
                     done, spent = self._group(model, f"{half} half", items, progress, only)
+                    if probe and only is None:
+                        done, more = self._probe(model, f"{half} answers", items, done, progress)
+                        spent += more
                     outcomes += done
                     tokens += spent
             openers = tuple(item for item in self.suite.items if item.kind == "open") if replies else ()
@@ -229,6 +238,18 @@ class Scorer:
         for request, score in zip(requests, scores, strict=True):
             by_item.setdefault(request.item, []).append(score)
         return [outcome(item, asked.digests[item.id], by_item.get(item.id, []), said) for item in items], tokens
+
+    def _probe(
+        self, model: Any, name: str, items: tuple[Item, ...], done: list[Outcome], progress: Progress | None
+    ) -> tuple[list[Outcome], int]:
+        if self._foils is None:
+            self._foils = foils(self.suite.items)
+        chat, limit = self.settings.chat, self.settings.max_length
+        assert chat is not None and limit is not None
+        scores, tokens = probe(
+            self.runner, model, items, self._foils, chat=chat, max_length=limit, name=name, progress=progress
+        )
+        return probed(done, scores), tokens
 
     def _ask(self, name: str, items: tuple[Item, ...]) -> Asked:
         if name not in self._asked:
