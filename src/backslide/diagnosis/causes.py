@@ -19,6 +19,8 @@ FIRST_SUSPECT_RATE = 1e-4
 ADAPTER_FACTOR = 10
 """An adapter bears about ten times the rate of all weights, nearly independent of its rank (arXiv 2509.20758; Schulman
 et al., LoRA Without Regret, 2025)."""
+SUSPECT = 0.8
+"""Least weight of a learning rate that is the first suspect."""
 SCALING = 2.0
 """Usual factor α / r on an adapter's update."""
 RANK = 32
@@ -81,6 +83,9 @@ def causes(problem: str, setup: Setup) -> tuple[Cause, ...]:
     if problem not in PROBLEMS:
         raise ValueError(f"problem is {problem!r}, one of {', '.join(PROBLEMS)} is needed")
     found = [cause for rule in _RULES[problem] if (cause := rule(problem, setup)) is not None]
+    if found and found[0].name == "learning rate" and found[0].weight >= SUSPECT:
+        # Many passes add to what a rate that is too high does, and never come before it.
+        found = [found[0], *(dataclasses.replace(c, weight=min(c.weight, SUSPECT - 0.01)) for c in found[1:])]
     # Ties in the order of the rules: sorted() is stable.
     return tuple(sorted(found, key=lambda cause: -cause.weight))
 
@@ -159,16 +164,16 @@ def _rate(problem: str, setup: Setup) -> Cause | None:
     ratio = rate / usual
     size = f" with {_count(parameters)} parameters" if parameters is not None and parameters > 0 else ""
     what = "full fine-tuning of a model" if method == "full" else f"an adapter ({method or 'at most'}) on a model"
-    compared = f"it was {rate:g}, {_times(ratio)} the {usual:.0e} that is usual for {what}{size}"
+    compared = f"it was {rate:g}, {_times(ratio)} the {_round(usual):g} that is usual for {what}{size}"
     if problem == "not learning":
         return Cause("learning rate", compared, _weight(0.5, 0.35, 1 / ratio)) if ratio < 0.3 else None
     if ratio <= 1 and rate <= FIRST_SUSPECT_RATE:
         return None
     if problem == "overfitting" and ratio < 2:
         return None
-    weight = _weight(0.3 if problem == "overfitting" else 0.5, 0.35, ratio)
+    weight = _weight(0.2 if problem == "overfitting" else 0.5, 0.35, ratio)
     if rate > FIRST_SUSPECT_RATE and ratio > 1 and problem == "forgetting":
-        weight = max(weight, 0.8)
+        weight = max(weight, SUSPECT)
         compared += f"; above {FIRST_SUSPECT_RATE:g} it is the first suspect"
     return Cause("learning rate", compared, weight)
 

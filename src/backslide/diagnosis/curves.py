@@ -25,6 +25,8 @@ LARGEST = 1e30
 """What is larger is no loss any more, and counts as not finite."""
 LEARNED = 0.02
 """Share of a curve's size from which a change counts, whatever the noise."""
+RISE = 0.03
+"""Share of a held-out curve's size that it stands above its lowest where it overfits."""
 FEW = 6
 """Points from which a curve of single batches tells its noise; of fewer the first and the last are compared."""
 FEW_CHANGE = 0.10
@@ -33,6 +35,8 @@ WINDOW = 3
 """Points of a median at least: one outlier does not move it."""
 SURE = 3.0
 """Standard errors that a difference of medians has to pass."""
+TREND = 2.6
+"""Standard normal deviates of a trend that is proven; six points reach it where all are in order."""
 FLAT_SHARE = 0.1
 """Share of the whole fall within which the last third is flat."""
 
@@ -105,11 +109,31 @@ def noise(values: Sequence[float]) -> float:
     return float(1.4826 * np.median(np.abs(np.diff(np.asarray(values, dtype=float), 2))) / math.sqrt(6))
 
 
+def noise_of_few(values: Sequence[float]) -> float:
+    """The same for a curve on a fixed set, of few points with little noise: 0 below ten, whose curvature hides it.
+
+    The smallest that is found when each point in turn is left out: one outlier is in three of a handful of second
+    differences.
+    """
+    if len(values) < 10:
+        return 0.0
+    return min(noise([*values[:k], *values[k + 1 :]]) for k in range(len(values)))
+
+
 def slope(points: Points) -> float:
     """Theil–Sen: the median of the slopes of all pairs of points (Sen, JASA 63, 1968, 1379)."""
     x, y = (np.array(part, dtype=float) for part in zip(*points, strict=True))
     first, second = np.triu_indices(len(x), 1)
     return float(np.median((y[second] - y[first]) / (x[second] - x[first])))
+
+
+def trend(values: Sequence[float]) -> float:
+    """Mann and Kendall's test of a trend, as a standard normal deviate (Mann, Econometrica 13, 1945, 245)."""
+    first, second = np.triu_indices(len(values), 1)
+    data = np.asarray(values, dtype=float)
+    score = float(np.sign(data[second] - data[first]).sum())
+    spread = math.sqrt(len(values) * (len(values) - 1) * (2 * len(values) + 5) / 18)
+    return (abs(score) - 1) / spread * math.copysign(1, score) if score else 0.0
 
 
 def way(points: Iterable[tuple[int, float]]) -> Way:
@@ -118,8 +142,8 @@ def way(points: Iterable[tuple[int, float]]) -> Way:
     The median of its beginning against that of the last third. The beginning is the first `WINDOW` points; where that
     shows nothing the first tenth, which sees a slow fall in much noise, and then the first third. The difference counts
     beyond `SURE` standard errors of the noise (more where it is known from few points) and `LEARNED` of the curve's
-    size. With fewer than `FEW` points only the first and the last can be compared: they must differ by `FEW_CHANGE` of
-    the size.
+    size. Else a trend counts, where the order of the points proves one (`trend` beyond `TREND`). With fewer than `FEW`
+    points only the first and the last can be compared: they must differ by `FEW_CHANGE` of the size.
     """
     values = [value for _, value in clean(points)]
     if len(values) < 2:
@@ -131,13 +155,15 @@ def way(points: Iterable[tuple[int, float]]) -> Way:
         return Way.UNKNOWN if known is Way.FLAT else known
     last = max(WINDOW, len(values) // 3)
     # The noise of few points is itself uncertain: 4 second differences at the least.
-    sure = SURE * (1 + FEW / len(values))
+    sure = SURE * (1 + 4 / len(values))
     for first in sorted({WINDOW, max(WINDOW, len(values) // 10), last}):
         change = float(np.median(values[-last:]) - np.median(values[:first]))
         found = _way(change, max(sure * _error(noise(values), first, last), LEARNED * _size(values)))
         if found is not Way.FLAT:
             return found
-    return Way.FLAT
+    # A steep curve of few points looks like noise to second differences, and is still in order.
+    change = slope(tuple(enumerate(values))) * (len(values) - 1)
+    return _way(change, LEARNED * _size(values)) if abs(trend(values)) >= TREND else Way.FLAT
 
 
 def way_held_out(points: Iterable[tuple[int, float]]) -> Way:
@@ -147,7 +173,7 @@ def way_held_out(points: Iterable[tuple[int, float]]) -> Way:
         return Way.UNKNOWN
     last = WINDOW if len(values) > WINDOW else 1
     change = float(np.median(values[-last:])) - values[0]
-    return _way(change, max(SURE * noise(values), LEARNED * _size(values)))
+    return _way(change, max(SURE * noise_of_few(values), LEARNED * _size(values)))
 
 
 def learned(losses: Losses) -> bool | None:
@@ -164,14 +190,15 @@ def learned(losses: Losses) -> bool | None:
 def turned_at(losses: Losses) -> int | None:
     """The step from which the held-out loss rose while the training loss fell: overfitting; None where it did not.
 
-    The held-out loss stands above its lowest by more than `LEARNED` of its size and more than its noise, the
+    The held-out loss stands above its lowest by more than `RISE` of its size and more than its noise, the
     training loss fell over the run and did not rise since. From four held-out points on, this must hold whichever
     of them but the first is left out.
     """
     held = clean(losses.held_out)
     if len(held) < 2 or way(losses.train) is not Way.FELL:
         return None
-    floor = SURE * noise([value for _, value in held])
+    # The lowest of several values is below their mean by chance, too.
+    floor = (SURE + 1) * noise_of_few([value for _, value in held])
     turn = _rise(held, floor)
     if turn is not None and len(held) >= 4:
         without = [_rise(held[:k] + held[k + 1 :], floor) for k in range(1, len(held))]
@@ -185,15 +212,15 @@ def converged(losses: Losses) -> bool | None:
     """Whether the curves are flat over their last third, within their noise; None where too little is known.
 
     The training loss must have fallen (of a method with rewards, these must have risen). The Theil–Sen change over the
-    last third, by steps, is at most twice its standard error or `LEARNED` of the size, and at most `FLAT_SHARE` of
-    the whole fall; where the noise could hide a quarter of the fall, nothing is known. A held-out loss that is known
+    last third, by steps, is at most `SURE` standard errors or `LEARNED` of the size, and at most `FLAT_SHARE` of the
+    whole fall; where the noise could hide a quarter of the fall, nothing is known. A held-out loss that is known
     at four steps or more must not have moved over its last three, either.
     """
     rewards = clean(losses.rewards)
     flat = _flat(clean((s, -r) for s, r in rewards) if len(rewards) > 1 else clean(losses.train))
     held = [value for _, value in clean(losses.held_out)]
     if flat and len(held) >= 4:
-        return abs(held[-1] - held[-WINDOW]) <= max(LEARNED * _size(held), SURE * noise(held))
+        return abs(held[-1] - held[-WINDOW]) <= max(LEARNED * _size(held), SURE * noise_of_few(held))
     return flat
 
 
@@ -230,20 +257,20 @@ def _flat(points: Points) -> bool | None:
     steps = np.array([step for step, _ in tail], dtype=float)
     span = steps[-1] - steps[0]
     own = [value for _, value in tail]
-    sigma = noise(own if len(own) >= FEW else values)
+    sigma = noise(own if len(own) >= 2 * FEW else values)
     error = sigma / math.sqrt(float(((steps - steps.mean()) ** 2).sum())) * span
     fall = float(np.median(values[:WINDOW]) - np.median(own))
     if 2 * error > 0.25 * fall:
         return None
     change = abs(slope(tail)) * span
-    return bool(change <= max(2 * error, LEARNED * _size(values)) and change <= FLAT_SHARE * fall)
+    return bool(change <= max(SURE * error, LEARNED * _size(values)) and change <= FLAT_SHARE * fall)
 
 
 def _rise(points: Points, floor: float) -> int | None:
     """The step of the lowest value, where the last one stands well above it."""
     turn, lowest = min(points, key=lambda point: point[1])
     rise = points[-1][1] - lowest
-    return turn if rise > max(floor, LEARNED * _size([value for _, value in points])) else None
+    return turn if rise > max(floor, RISE * _size([value for _, value in points])) else None
 
 
 def _way(change: float, threshold: float) -> Way:

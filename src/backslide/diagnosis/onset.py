@@ -195,13 +195,21 @@ def _likelihood(
         base = -0.5 * float(np.linalg.slogdet(correlation)[1] + data @ weighted)
         cross = shape @ weighted  # (R, T)
         square = np.einsum("rtk,kl,rtl->rt", shape, inverse, shape, optimize=True)
-        # A height h from 0 up, each as likely: the integral of exp(h·cross - h²·square/2).
-        falls.append(
-            base + cross**2 / (2 * square) + 0.5 * np.log(2 * math.pi / square) + log_ndtr(cross / np.sqrt(square))
-        )
+        # A height h from 0 to 1, each as likely: the integral of exp(h·cross - h²·square/2).
+        root = np.sqrt(square)
+        mass = _log_mass(-cross / root, (square - cross) / root)
+        falls.append(base + cross**2 / (2 * square) + 0.5 * np.log(2 * math.pi / square) + mass)
         nothings.append(base)
     fall = logsumexp(np.stack(falls), axis=0) - math.log(len(kinds))
     return logsumexp(fall + ramp[:, None], axis=0), float(logsumexp(nothings) - math.log(len(kinds)))
+
+
+def _log_mass(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithm of the standard normal probability between two bounds, in whichever tail is the smaller."""
+    flip = low + high > 0
+    low, high = np.where(flip, -high, low), np.where(flip, -low, high)
+    above, below = log_ndtr(high), log_ndtr(low)
+    return np.asarray(above + np.log1p(-np.exp(below - above)))
 
 
 def _shapes(steps: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -128,7 +128,7 @@ class Guard(TrainerCallback):
         # First what may be refused, then the folder: a baseline that does not fit leaves nothing behind.
         self.baseline = self._take_baseline(model)
         if self._writes:
-            self.run.begin(self._config(args, model, looks))
+            self.run.begin(self._config(args, model, looks, kwargs.get("train_dataloader")))
             self.baseline.save(self.run.baseline)
         cost = self.baseline.header.cost
         self._write([{"event": "baseline", "step": 0, "given": self._given is not None, **cost}])
@@ -176,7 +176,7 @@ class Guard(TrainerCallback):
         assert self._scorer is not None
         if self._given is None:
             return self._scorer.baseline(
-                model, adapters=False, name=self._name or _name(model), progress=self._progress
+                model, adapters=False, probe=True, name=self._name or _name(model), progress=self._progress
             )
         # Everything that must be equal, before a step is made.
         unanswered = self._scorer.unanswered(model, adapters=False)
@@ -204,9 +204,17 @@ class Guard(TrainerCallback):
         return action
 
     def _measure(self, model: Any, part: Any, step: int, *, replies: bool = False) -> Record:
-        assert self._scorer is not None
+        assert self._scorer is not None and self.baseline is not None
+        # Only where there is something to compare with: a given baseline may be without.
+        probe = any(outcome.kind == "answer" and outcome.scores for outcome in self.baseline.outcomes)
         return self._scorer.measure(
-            model, part=part, replies=replies, name=self._name or _name(model), step=step, progress=self._progress
+            model,
+            part=part,
+            replies=replies,
+            probe=probe,
+            name=self._name or _name(model),
+            step=step,
+            progress=self._progress,
         )
 
     def _judge(self, record: Record, level: Level, alarms: Alarms | None = None) -> Verdict:
@@ -282,7 +290,7 @@ class Guard(TrainerCallback):
                     entry[f"backslide/{row.capability}"] = row.candidate
             state.log_history.append(entry)
 
-    def _config(self, args: Any, model: Any, looks: tuple[int, ...]) -> dict[str, Any]:
+    def _config(self, args: Any, model: Any, looks: tuple[int, ...], data: Any) -> dict[str, Any]:
         peft = getattr(model, "peft_config", None)
         adapter = next(iter(peft.values())) if peft else None
         total = sum(p.numel() for p in model.parameters())
@@ -299,9 +307,14 @@ class Guard(TrainerCallback):
             "setup": {
                 "method": str(getattr(adapter.peft_type, "value", adapter.peft_type)).lower() if adapter else "full",
                 "rank": getattr(adapter, "r", None),
+                "lora_alpha": getattr(adapter, "lora_alpha", None),
+                "rslora": bool(getattr(adapter, "use_rslora", False)),
                 "learning_rate": args.learning_rate,
                 "max_steps": looks[-1],
+                "warmup_steps": args.get_warmup_steps(looks[-1]),
+                "scheduler": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
                 "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps,
+                "examples": _examples(data),
                 "seed": args.seed,
                 "parameters": total,
                 "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -332,6 +345,14 @@ def _tokenizer(processing: Any) -> Any:
         raise InputError("the trainer has no tokenizer; give it one as processing_class, so that items can be asked")
     # A processor of a vision-language model holds its tokenizer.
     return getattr(processing, "tokenizer", processing)
+
+
+def _examples(loader: Any) -> int | None:
+    """Number of training examples; None of a stream, whose length is not known."""
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError):
+        return None
 
 
 def _brief(verdict: Verdict) -> str:
