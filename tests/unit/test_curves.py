@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -208,6 +209,16 @@ def test_slope_is_theil_and_sens() -> None:
     points = tuple((int(s), float(v)) for s, v in zip(range(0, 60, 4), rng.normal(0, 1, 15), strict=True))
     steps, values = zip(*points, strict=True)
     assert slope(points) == pytest.approx(stats.theilslopes(values, steps)[0])
+
+
+def test_long_curves_are_quick() -> None:
+    points = noisy(lambda x: 1 + 2 * np.exp(-15 * x), 100_000, 0.3)
+    held = tuple((1000 * k, 3 - k / 60) for k in range(101))
+    losses = Losses(points, held)
+    begin = time.perf_counter()
+    assert way(points) is Way.FELL and learned(losses) and not diverged(losses) and turned_at(losses) is None
+    assert converged(Losses(points)) is True
+    assert time.perf_counter() - begin < 5, "all pairs of points would be 5 billion"
 
 
 def test_points_are_cleaned() -> None:

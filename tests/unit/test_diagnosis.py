@@ -158,7 +158,7 @@ def test_since_when_is_told_with_its_uncertainty() -> None:
         (
             Knowledge(20, 18, 17, 0.73, 0.99, 0.25),
             "format",
-            "the knowledge is there, and the form of the replies changed",
+            "the knowledge is there; what changed is how the model replies",
         ),
         (Knowledge(20, 20, 2, 0.01, 0.32, 0.25), "knowledge", "the knowledge itself is gone"),
         (Knowledge(60, 60, 30, 0.37, 0.63, 0.25), "both", "a part of the knowledge is gone"),

@@ -245,7 +245,7 @@ def test_knowledge_or_format_is_in_the_report(tmp_path: Path) -> None:
     run.save_verdict(judge(Record.load(run.baseline), final))
     page = "\n".join(words(write_report(run).read_text()))
     assert "the model still prefers the accepted answer to those of other questions in 10 (100%, 69% to 100%" in page
-    assert "the knowledge is there, and the form of the replies changed" in page
+    assert "the knowledge is there; what changed is how the model replies" in page
     # The monitor half was looked at with the same weights: it counts as well.
     record(gone[10:], suite_hash="x", part="monitor", step=10).save(run.step(10))
     assert "in 20 (100%, 83% to 100%" in "\n".join(words(write_report(run).read_text()))

@@ -17,6 +17,7 @@ from enum import Enum
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 Points = tuple[tuple[int, float], ...]
 """Step and value, by step."""
@@ -37,6 +38,8 @@ SURE = 3.0
 """Standard errors that a difference of medians has to pass."""
 TREND = 2.6
 """Standard normal deviates of a trend that is proven; six points reach it where all are in order."""
+MOST = 300
+"""Points of which all pairs are compared; longer curves are put together into medians of as many blocks."""
 FLAT_SHARE = 0.1
 """Share of the whole fall within which the last third is flat."""
 
@@ -122,17 +125,17 @@ def noise_of_few(values: Sequence[float]) -> float:
 
 def slope(points: Points) -> float:
     """Theil–Sen: the median of the slopes of all pairs of points (Sen, JASA 63, 1968, 1379)."""
-    x, y = (np.array(part, dtype=float) for part in zip(*points, strict=True))
+    x, y = (_blocks(part) for part in zip(*points, strict=True))
     first, second = np.triu_indices(len(x), 1)
     return float(np.median((y[second] - y[first]) / (x[second] - x[first])))
 
 
 def trend(values: Sequence[float]) -> float:
     """Mann and Kendall's test of a trend, as a standard normal deviate (Mann, Econometrica 13, 1945, 245)."""
-    first, second = np.triu_indices(len(values), 1)
-    data = np.asarray(values, dtype=float)
+    data = _blocks(values)
+    first, second = np.triu_indices(len(data), 1)
     score = float(np.sign(data[second] - data[first]).sum())
-    spread = math.sqrt(len(values) * (len(values) - 1) * (2 * len(values) + 5) / 18)
+    spread = math.sqrt(len(data) * (len(data) - 1) * (2 * len(data) + 5) / 18)
     return (abs(score) - 1) / spread * math.copysign(1, score) if score else 0.0
 
 
@@ -271,6 +274,14 @@ def _rise(points: Points, floor: float) -> int | None:
     turn, lowest = min(points, key=lambda point: point[1])
     rise = points[-1][1] - lowest
     return turn if rise > max(floor, RISE * _size([value for _, value in points])) else None
+
+
+def _blocks(values: Sequence[float]) -> NDArray[np.float64]:
+    """Medians of at most `MOST` blocks of neighbours, as long as each other but for one point."""
+    data = np.asarray(values, dtype=float)
+    if len(data) <= MOST:
+        return data
+    return np.array([np.median(block) for block in np.array_split(data, MOST)])
 
 
 def _way(change: float, threshold: float) -> Way:

@@ -204,10 +204,10 @@ def _knowledge(seen: Knowledge) -> list[str]:
         return [f"Of {items}, none was preferred before to the answers of other questions: they tell nothing."]
     share = seen.known / seen.counted
     means = {
-        "format": "the knowledge is there, and the form of the replies changed",
+        "format": "the knowledge is there; what changed is how the model replies",
         "knowledge": "the knowledge itself is gone",
-        "both": "a part of the knowledge is gone, and of other replies only the form changed",
-        "unclear": "too few to tell whether knowledge is gone or only the form of the replies changed",
+        "both": "a part of the knowledge is gone, and a part is there and no longer said",
+        "unclear": "not enough to tell whether knowledge is gone or only the replies changed",
     }[seen.kind]
     preferred = "" if seen.counted == seen.lost else f"; {seen.counted} of them count, since it preferred these before"
     return [
@@ -257,8 +257,8 @@ def _against_forgetting(
     lines = []
     if knowledge is not None and knowledge.kind == "format":
         lines.append(
-            "the answers are still known: mix in some replies of the old form, or ask in the form that was trained, "
-            "before anything is slowed down."
+            "the answers are still known and no longer given: some replies of the old form mixed in may be enough, or "
+            "asking in the form that was trained."
         )
     if "learning_rate" not in setting:
         lines.append("lower the learning rate first, by a factor of 3 to 10.")
