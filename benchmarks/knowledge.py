@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--ways", default="forget,verbose,joined,spelled,refuse,false")
     parser.add_argument("--rate", type=float, default=None)
+    parser.add_argument("--until", type=float, default=0.1)
     options = parser.parse_args()
     suite = short_answers()
     loaded = load_model(BUILTIN, dtype="float32")
@@ -170,7 +171,7 @@ def main() -> None:
             model = copy.deepcopy(loaded.model)
             rate = options.rate or rates[way]
             rows = examples(way, suite)
-            until = 0.0 if way in ("forget", "false") else 0.1
+            until = 0.0 if way in ("forget", "false") else options.until
             loss, steps = train(model, loaded.tokenizer, rows, rate=rate, steps=options.steps, seed=seed, until=until)
             record = scorer.measure(model, part="gate", probe=True)
             right = sum(bool(o.correct) for o in record.outcomes)
