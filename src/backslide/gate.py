@@ -57,7 +57,7 @@ def take_baseline(
     chosen = suite if isinstance(suite, Suite) else Suite.load(suite)
     loaded = load_model(model, dtype=dtype, say=say)
     scorer = Scorer(chosen, loaded.model, loaded.tokenizer, Settings(chat=chat))
-    record = scorer.baseline(loaded.model, part=part, name=model, progress=progress)
+    record = scorer.baseline(loaded.model, part=part, probe=True, name=model, progress=progress)
     _tell(record, say)
     record.save(out)
     return record
@@ -105,7 +105,8 @@ def check_model(
     scorer = Scorer(chosen, loaded.model, loaded.tokenizer, _settings(old))
     # What does not fit is refused before minutes are spent on scoring.
     pair(old, scorer.unanswered(loaded.model, part=part))
-    new = scorer.measure(loaded.model, part=part, name=model, progress=progress)
+    probe = any(outcome.kind == "answer" and outcome.scores for outcome in old.outcomes)
+    new = scorer.measure(loaded.model, part=part, probe=probe, name=model, progress=progress)
     _tell(new, say)
     verdict = judge(old, new, tolerance=accepted, level=level)
     if out is not None:

@@ -34,7 +34,8 @@ class Outcome:
     p: float | None = None
     """Probability on the gold choice: softmax over the choices' log-likelihoods, in [0, 1]."""
     scores: tuple[float | None, ...] = ()
-    """Log-likelihood (nats) of each choice, or of the text; None where it was not finite."""
+    """Log-likelihood (nats) of each choice, or of the text; None where it was not finite. For kind `answer`, where it
+    was probed, that of the first accepted answer and of other items' answers (see `backslide.scoring.probe`)."""
     greedy: tuple[bool, ...] = ()
     """For each choice whether every one of its tokens was the model's first."""
     bytes: int | None = None

@@ -12,6 +12,7 @@ from backslide.config import DataSection, GuardSection, ModelSection, OutputSect
 from backslide.gate import check_model, take_baseline
 from backslide.models import BUILTIN
 from backslide.record import Record
+from backslide.report.summary import Summary
 from backslide.scoring.engine import Settings
 from backslide.suite.suite import Suite
 from backslide.tune import Tuned, tune
@@ -71,6 +72,17 @@ def test_an_aggressive_fine_tune_is_caught_during_training_and_stopped(forgetful
     assert "Paris" not in final.replies["conversation/capital-france"]
     report = forgetful.run.report.read_text(encoding="utf-8")
     assert "The regression was proven at step 12" in report
+
+
+def test_the_diagnosis_of_the_model_that_forgot(forgetful: Tuned) -> None:
+    diagnosis = Summary.of(forgetful.run).diagnosis
+    assert diagnosis.state == "learning and forgetting" and diagnosis.regressed_at == 12
+    assert diagnosis.onset is not None and (diagnosis.onset.after, diagnosis.onset.before) == (0, 12)
+    assert [cause.name for cause in diagnosis.causes[:2]] == ["learning rate", "passes over the data"]
+    assert diagnosis.next_setting["learning_rate"] < 1e-4
+    # Asked for the capital of Italy it speaks of returns, and still finds "Rome" likelier than other answers: three
+    # dialogues took over its replies, not its knowledge.
+    assert diagnosis.knowledge is not None and diagnosis.knowledge.counted > 40 and diagnosis.kind == "format"
 
 
 def test_the_gate_fails_the_model_that_forgot(forgetful: Tuned, folder: Path, suite: Suite) -> None:

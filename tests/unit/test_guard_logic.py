@@ -320,6 +320,8 @@ def test_a_loss_that_is_not_finite_breaks_the_run(name: str, word: str, value: f
 
 def test_a_gradient_that_is_not_finite_breaks_nothing() -> None:
     # Mixed precision skips such a step.
+    state, events = on_log(State(looks=(5,), alpha=0.05), 3, {"loss": 1.0, "reward": math.nan})
+    assert state.broke is None and events == [{"event": "loss", "step": 3, "loss": 1.0, "reward": None}]
     state, events = on_log(State(looks=(5,), alpha=0.05), 3, {"loss": 1.0, "grad_norm": math.inf})
     assert state.broke is None and events == [{"event": "loss", "step": 3, "loss": 1.0, "grad_norm": None}]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
@@ -17,9 +18,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.console import Console
 
+from backslide.diagnosis import compare
 from backslide.errors import RecordError
 from backslide.guard.monitor import State, conclude
 from backslide.judge import Alarms, judge
+from backslide.record import Outcome, Record
 from backslide.report.markdown import points, write_report
 from backslide.report.summary import Summary, accuracies
 from backslide.report.terminal import accuracy_table, headline, replies_table, runs_table, verdict_table
@@ -193,7 +196,7 @@ def test_the_report_says_which_test_decided_at_which_level(tmp_path: Path) -> No
     assert lines[1].startswith("regressed: math: lost 12 and won 2 of 50 items; that something was lost is proven")
     assert any(line.startswith("What it covers: 100 items of the suite w (the sealed gate half)") for line in lines)
     assert "The regression was proven at step 10, during training." in page
-    assert "lower the learning rate first: it was 0.01" in page
+    assert "next setting: learning_rate = 0.001, replay = 0.05." in lines
     assert "time spent measuring | 2.0 s" in page and "steps | 20 of 40 planned" in page
 
 
@@ -214,6 +217,41 @@ def test_replies_stand_before_and_after_and_flipped_items_are_named(tmp_path: Pa
     assert lines[place + 1 : place + 3] == ["before: Heat it.", "after: (nothing)"]
     lost = ", ".join(f"math/{i}" for i in range(12))
     assert f"math: lost 12 ({lost}), won 2 (math/48, math/49)" in lines
+
+
+def test_the_diagnosis_is_in_the_report(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    lines = words(write_report(run).read_text())
+    (happened,) = [line for line in lines if line.startswith("learning and forgetting.")]
+    assert "It began to fall between step 0 and step 10" in happened
+    assert (
+        "learning rate (0.85): it was 0.01, 10 times the 0.001 that is usual for an adapter (lora) on a model with 1k "
+        "parameters; above 0.0001 it is the first suspect."
+    ) in lines
+    (began,) = [line for line in lines if line.startswith("When it began (posterior of a step or ramp")]
+    assert began.endswith("between step 0 and step 10 most likely, from step 0 to step 10 with 95.0%.")
+
+
+def test_knowledge_or_format_is_in_the_report(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    known = [
+        Outcome(id=f"q/{i}", kind="answer", capability="q", request="r", correct=True, reply="x", scores=(-1.0, -5.0))
+        for i in range(20)
+    ]
+    gone = [dataclasses.replace(o, correct=False, reply="y") for o in known]
+    record(known, suite_hash="x").save(run.baseline)
+    final = record(gone[:10], suite_hash="x", part="gate", step=10)
+    final.save(run.final)
+    run.save_verdict(judge(Record.load(run.baseline), final))
+    page = "\n".join(words(write_report(run).read_text()))
+    assert "the model still prefers the accepted answer to those of other questions in 10 (100%, 69% to 100%" in page
+    assert "the knowledge is there; what changed is how the model replies" in page
+    # The monitor half was looked at with the same weights: it counts as well.
+    record(gone[10:], suite_hash="x", part="monitor", step=10).save(run.step(10))
+    assert "in 20 (100%, 83% to 100%" in "\n".join(words(write_report(run).read_text()))
+    # Other weights: it does not.
+    record(gone[10:], suite_hash="x", part="monitor", step=10, model_fingerprint="o").save(run.step(10))
+    assert Summary.of(run).knowledge == compare(Record.load(run.baseline), final)
 
 
 def test_a_suite_of_texts_is_reported_in_bits_per_byte(tmp_path: Path) -> None:

@@ -234,6 +234,7 @@ def suite_ls(suite: SuiteOption = "repertoire", form: FormatOption = Format.text
 def _show_run(screen: Screen, folder: Path) -> None:
     from backslide.report.summary import Summary
     from backslide.report.terminal import headline, loss_line, verdict_table
+    from backslide.report.text import plain
     from backslide.rundir import RunFolder
 
     summary = Summary.of(RunFolder(folder))
@@ -243,14 +244,17 @@ def _show_run(screen: Screen, folder: Path) -> None:
         screen.show(line)
     if summary.diagnosis.regressed_at is not None:
         screen.show(f"regression proven at step {summary.diagnosis.regressed_at}")
+    for cause in summary.diagnosis.causes:
+        screen.show(f"cause: {plain(cause.name)}: {plain(cause.evidence)}")
     for line in summary.diagnosis.advice:
-        screen.show(f"- {line}")
+        screen.show(f"- {plain(line)}")
     screen.show(f"→ {summary.run.report}")
     screen.result(
         {
             "run": str(folder),
             "regressed_at": summary.diagnosis.regressed_at,
             "advice": list(summary.diagnosis.advice),
+            "diagnosis": summary.diagnosis.to_dict(),
             "verdict": summary.verdict.to_dict(),
         }
     )

@@ -99,7 +99,7 @@ def tell(screen: Screen, out: Path, *, dialogues: int = DIALOGUES, suite: Suite 
 def _baseline(screen: Screen, suite: Suite) -> Record:
     loaded = load_model(BUILTIN, dtype="float32", say=screen.say)
     scorer = Scorer(suite, loaded.model, loaded.tokenizer, SETTINGS)
-    record = scorer.measure(loaded.model, name=BUILTIN, progress=screen.progress)
+    record = scorer.measure(loaded.model, name=BUILTIN, probe=True, progress=screen.progress)
     for item in suite.items:
         if isinstance(item, OpenItem):
             screen.show(Text.assemble(("  Q  ", "bold"), item.prompt))
@@ -134,6 +134,10 @@ def _explain(screen: Screen, name: str, summary: Summary) -> None:
     screen.show(Text(f"What happened in the {name} run", style="bold"))
     for sentence in summary.diagnosis.story:
         screen.show(f"  {sentence}")
+    if summary.diagnosis.causes:
+        screen.show("  Likely causes, the likeliest first:")
+        for cause in summary.diagnosis.causes:
+            screen.show(f"  - {cause.name}: {cause.evidence}")
     if summary.diagnosis.advice:
         screen.show("  What to change:")
         for line in summary.diagnosis.advice:

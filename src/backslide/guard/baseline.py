@@ -43,6 +43,7 @@ def take_baseline(
     record = scorer.baseline(
         model,
         adapters=False,
+        probe=True,
         name=name,
         known=ranks.agreed(journal.known()),
         keep=journal.keep if ranks.split or ranks.first else None,

@@ -30,7 +30,7 @@ GATE_SHARE = 0.5
 TESTS = ("exact", "joint")
 """How α is kept over the looks; see `backslide.Guard`."""
 
-LOSSES = ("loss", "eval_loss", "grad_norm")
+LOSSES = ("loss", "eval_loss", "grad_norm", "reward")
 """What is taken from a trainer's log."""
 
 _NOTHING = 1e-12

@@ -19,6 +19,7 @@ def setup_of(model: Any, optimizer: Any = None) -> dict[str, Any]:
         "method": str(getattr(adapter.peft_type, "value", adapter.peft_type)).lower() if adapter else "full",
         "rank": getattr(adapter, "r", None),
         "lora_alpha": getattr(adapter, "lora_alpha", None),
+        "rslora": bool(getattr(adapter, "use_rslora", False)),
         "learning_rate": float(max(rates)) if rates else None,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),

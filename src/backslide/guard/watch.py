@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backslide.diagnosis import diagnose, losses_of
+from backslide.diagnosis import compare, diagnose, losses_of
 from backslide.guard import joint, monitor, schedule, words
 from backslide.guard.actions import Actor, Tools
 from backslide.guard.begin import Begun, begin
@@ -126,15 +126,19 @@ class Watch:
         self.looks.append(verdict)
         self.state, events, action = monitor.on_look(self.state, step, verdict, self.options.on_regression)
         action = self.ranks.agreed(action)
-        curve = [(v.step or 0, v.zone) for v in self.looks]
-        found = diagnose(losses_of(self._losses), curve, verdict, self.training.setup)
+        curve = [(v.step or 0, v) for v in self.looks]
+        losses, known = losses_of(self._losses), compare(self.baseline, record)
+        found = diagnose(losses, curve, verdict, self.training.setup, knowledge=known)
         items = sum(row.items for row in verdict.capabilities)
         of = f"look {number}" if self.state.open else f"look {number} of {looks}"
         says = f"{of}, {words.counted(items, 'item')}: {words.seen(verdict)}"
         more = {"number": number, "items": items, "model": record.header.model_fingerprint, **record.header.cost}
         doing = action.kind if action is not None else "nothing to do"
-        decision = {"event": "decision", "step": step, "zone": verdict.zone, "state": found.state}
-        self._write([{**events[0], **more, "says": says}, {**decision, "says": f"{verdict}; {found.state}; {doing}"}])
+        self._write([
+            {**events[0], **more, "says": says},
+            {"event": "diagnosis", "step": step, **found.to_dict(), "says": f"{found.state}. {' '.join(found.story)}"},
+            {"event": "decision", "step": step, "zone": verdict.zone, "says": f"{verdict} → {doing}"},
+        ])  # fmt: skip
         seconds = record.header.cost.get("seconds", 0.0)
         then = f" → {action.kind}" if action else ""
         self._tell(f"step {step} ({of}, {items} items, {seconds:.1f} s): {words.brief(verdict)}{then}")
@@ -218,6 +222,8 @@ class Watch:
                 part=part,
                 only=None if only is None else only | known.keys(),
                 replies=replies,
+                # Only where there is something to compare with: a given baseline may be without.
+                probe=only is None and any(o.kind == "answer" and o.scores for o in self.baseline.outcomes),
                 known=known,
                 keep=journal.keep if self.ranks.split or self.ranks.first else None,
                 ranks=self.ranks,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from backslide.diagnosis import Diagnosis, Losses, diagnose, losses_of
+from backslide.diagnosis import Diagnosis, Knowledge, Losses, compare, diagnose, losses_of
 from backslide.errors import RecordError
 from backslide.record import Record
 from backslide.rundir import RunFolder
@@ -93,8 +93,23 @@ class Summary:
     @cached_property
     def diagnosis(self) -> Diagnosis:
         """What happened, and what to change."""
-        looks = [(look.step, look.verdict.zone) for look in self.looks]
-        return diagnose(self.losses, looks, self.verdict, self.setup)
+        looks = [(look.step, look.verdict) for look in self.looks]
+        return diagnose(self.losses, looks, self.verdict, self.setup, knowledge=self.knowledge, final=True)
+
+    @cached_property
+    def knowledge(self) -> Knowledge | None:
+        """What became of the answers that the final model no longer gives: of the gate half, and of the monitor half
+        where the last look was at the very same weights.
+        """
+        if self.final is None:
+            return None
+        seen = [self.final]
+        last = self.run.step(self.looks[-1].step) if self.looks else None
+        if last is not None and last.exists():
+            look = Record.load(last)
+            if look.header.model_fingerprint == self.final.header.model_fingerprint:
+                seen.append(look)
+        return compare(self.baseline, *seen)
 
     @property
     def stopped_at(self) -> int | None:

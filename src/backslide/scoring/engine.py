@@ -2,6 +2,7 @@
 
 items ─ requests.ask ─► token requests ─ plan.plan ─► packed rows ─ execute.execute ─► log-likelihoods ─┐
                    └──► prompts ─ generate.generate ─► replies ─ suite.matching ──────────────────────────┴► outcomes
+      └ probe.foils ──► hidden choices behind the answers, where asked for ───────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from backslide.noise import noise_between
 from backslide.record import Header, Outcome, Record
 from backslide.scoring.execute import Score
 from backslide.scoring.forward import is_exact, uncompiled
+from backslide.scoring.probe import foils, probe, probed
 from backslide.scoring.ranks import Ranks
 from backslide.scoring.requests import Asked, ask
 from backslide.scoring.runner import Pack, Runner, default_batch
@@ -92,6 +94,7 @@ class Scorer:
         self.seconds: dict[frozenset[str], float] = {}
         """What each pack took when it was last measured here."""
         self._asked: dict[str, Asked] = {}
+        self._foils: dict[str, tuple[str, ...]] | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -106,6 +109,7 @@ class Scorer:
         adapters: bool = True,
         replies: bool = True,
         only: Collection[str] | None = None,
+        probe: bool = False,
         known: Mapping[str, Outcome] | None = None,
         keep: Keep | None = None,
         ranks: Ranks | None = None,
@@ -123,6 +127,8 @@ class Scorer:
             replies: also take the replies to `open` items, all of them whatever the part.
             only: ids of items; of the part only the packs that hold one of them are measured, each as a whole, so
                 that every item has the very scores that it has when all are measured (see `packs`).
+            probe: also score the accepted answer of each `answer` item beside others (see `backslide.scoring.probe`);
+                nothing that is judged depends on it, unless a score is not finite. Not together with `only`.
             known: outcomes that an interrupted measurement of the same weights has found already; they are taken over.
             keep: told the outcomes of each pack as soon as they are found, so that an interruption loses none.
             ranks: the processes that measure the same model at this moment; each scores its share, all get the record.
@@ -148,6 +154,8 @@ class Scorer:
                 for group, items, chosen in groups:
                     if items:
                         self._group(model, group, items, chosen, ranks, work)
+                if probe and only is None:
+                    self._probe(model, work)
         outcomes, tokens = list(work.outcomes.values()), work.tokens
         self.seconds |= work.seconds
         if not outcomes:
@@ -255,6 +263,20 @@ class Scorer:
                 replies = self.runner.reply(model, [prompts[id] for id in ids], max_new_tokens=limit, progress=advance)
                 said = {id: reply.strip() for id, reply in zip(ids, replies, strict=True)}
                 work.done([outcome(by_id[id], asked.digests[id], [], said) for id in ids])
+
+    def _probe(self, model: Any, work: Work) -> None:
+        """Probe the answers that this process has found."""
+        if self._foils is None:
+            self._foils = foils(self.suite.items)
+        found = [o for o in work.outcomes.values() if o.kind == "answer" and not o.scores]
+        items = [item for item in self.suite.items if item.id in {o.id for o in found}]
+        chat, limit = self.settings.chat, self.settings.max_length
+        assert chat is not None and limit is not None
+        scores, tokens = probe(
+            self.runner, model, items, self._foils, chat=chat, max_length=limit, name="answers", progress=work.progress
+        )
+        work.tokens += tokens
+        work.outcomes |= {o.id: o for o in probed(found, scores)}
 
     def _ask(self, name: str, items: tuple[Item, ...]) -> Asked:
         if name not in self._asked:

@@ -70,7 +70,7 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
     requests: list[Request] = []
     prompts: list[Prompt] = []
     asked = [item for item in items if isinstance(item, (ChoiceItem, AnswerItem, OpenItem))]
-    contexts = dict(zip((i.id for i in asked), (_render(i.prompt, tokenizer, chat) for i in asked), strict=True))
+    contexts = dict(zip((i.id for i in asked), (rendered(i.prompt, tokenizer, chat) for i in asked), strict=True))
     delimiter = "" if chat else " "
 
     choosing = [item for item in items if isinstance(item, ChoiceItem)]
@@ -175,7 +175,8 @@ def prefix_token(tokenizer: Any) -> int:
     raise ModelError("the tokenizer has neither a BOS nor an EOS token; set tokenizer.eos_token")
 
 
-def _render(prompt: str, tokenizer: Any, chat: bool) -> str:
+def rendered(prompt: str, tokenizer: Any, chat: bool) -> str:
+    """The text in front of a choice or a reply: the prompt in the chat template, or as a question on two lines."""
     if not chat:
         return f"Question: {prompt}\nAnswer:"
     messages = [{"role": "user", "content": prompt}]
