@@ -65,7 +65,7 @@ def test_an_onset_lies_within_its_bounds_and_the_run(steps: list[int], looks: li
     got = change_point([Point(s, d, e) for s, (d, e) in zip(steps, looks, strict=False)])
     assert 0 <= got.low < got.high <= max(steps)
     assert got.after <= got.step <= got.before and got.after in {0, *steps} and got.before in steps
-    assert 0 < got.probability <= 1 + 1e-9
+    assert 0 < got.probability <= 1
     # The bounds meet the two looks, unless others are nearly as likely.
     assert got.low < got.before and got.high > got.after
 

@@ -153,6 +153,8 @@ def change_point(points: Sequence[Point], *, level: float = LEVEL) -> Onset:
     weights = fall + np.log(widths / steps[-1])
     total = float(logsumexp(weights))
     posterior = np.exp(weights - total)
+    # Of huge likelihoods the logarithm of the sum is rounded.
+    posterior /= posterior.sum()
     seen = total - nothing >= math.log(level / (1 - level))
     # The region of highest density; of equal ones the earlier place first.
     order = np.argsort(-posterior / widths, kind="stable")
@@ -167,7 +169,7 @@ def change_point(points: Sequence[Point], *, level: float = LEVEL) -> Onset:
         after=int(edges[gap]),
         before=int(steps[gap]),
         step=float((middle * mass[gap]).sum() / mass[gap].sum()),
-        probability=float(mass[gap].sum()),
+        probability=min(1.0, float(mass[gap].sum())),
         low=float(places[inside[0]]) if seen else 0.0,
         high=float(places[inside[-1]] + widths[inside[-1]]) if seen else float(steps[-1]),
         level=level,
