@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import signal
@@ -133,19 +134,21 @@ class FullDisk(TrainerCallback):
             resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
-@pytest.fixture
-def limit() -> Iterator[None]:
+@contextlib.contextmanager
+def limited() -> Iterator[None]:
+    """The limit as before on leaving: pytest itself may write into a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_was_full_for_a_while_costs_nothing(
-    tmp_path: Path, limit: None, undisturbed: dict[str, Any]
-) -> None:
+def test_a_disk_that_was_full_for_a_while_costs_nothing(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     lines: list[str] = []
     guard = Guard(SUITE, every=2, settings=SMALL, cache=False, say=lines.append)
-    make(tmp_path, guard, FullDisk(until=5), save_strategy="no").train()
+    with limited():
+        make(tmp_path, guard, FullDisk(until=5), save_strategy="no").train()
     assert found(tmp_path) == undisturbed
     said = [line for line in lines if "cannot be written" in line]
     assert any("the training goes on" in line for line in said) and len(said) <= 4
@@ -154,20 +157,22 @@ def test_a_disk_that_was_full_for_a_while_costs_nothing(
     assert len([e for e in events if e["event"] == "loss" and "loss" in e]) == STEPS
 
 
-def test_a_disk_that_stays_full_ends_no_training_and_says_what_is_lost(tmp_path: Path, limit: None) -> None:
+def test_a_disk_that_stays_full_ends_no_training_and_says_what_is_lost(tmp_path: Path) -> None:
     lines: list[str] = []
     guard = Guard(SUITE, every=2, settings=SMALL, cache=False, say=lines.append)
     trainer = make(tmp_path, guard, FullDisk(until=None), save_strategy="no")
-    trainer.train()
+    with limited():
+        trainer.train()
     assert trainer.state.global_step == STEPS and guard.verdict is not None and len(guard.looks) == 4
     assert any("could not be written" in line and "verdict.json" in line for line in lines)
 
 
-def test_a_folder_that_cannot_be_written_ends_the_run_before_it_begins(tmp_path: Path, limit: None) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+def test_a_folder_that_cannot_be_written_ends_the_run_before_it_begins(tmp_path: Path) -> None:
     trainer = make(tmp_path, Guard(SUITE, every=2, settings=SMALL, cache=False, say=quiet), save_strategy="no")
-    with pytest.raises(RunError, match="cannot be written: File too large; make room, or give another run_dir"):
-        trainer.train()
+    with limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        with pytest.raises(RunError, match="cannot be written: File too large; make room, or give another run_dir"):
+            trainer.train()
     assert trainer.state.global_step == 0
 
 
