@@ -14,7 +14,9 @@ from typing import Annotated, NoReturn
 import typer
 
 import backslide
+from backslide.cli.options import DtypeOption, Format, FormatOption
 from backslide.cli.screen import Screen
+from backslide.cli.suite import suite_app
 from backslide.errors import BackslideError
 
 app = typer.Typer(
@@ -26,15 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 retained · 1 regressed · 2 wrong usage or bad input · 3 undecided · 4 the run broke",
 )
-suite_app = typer.Typer(help="What a suite holds.", no_args_is_help=True)
 app.add_typer(suite_app, name="suite")
-
-
-class Format(str, enum.Enum):
-    """How results are printed."""
-
-    text = "text"
-    json = "json"
 
 
 class Part(str, enum.Enum):
@@ -49,8 +43,6 @@ ModelArgument = Annotated[
     str, typer.Argument(help="A model folder, adapter folder, hub id, or smollm2-135m-instruct.", show_default=False)
 ]
 SuiteOption = Annotated[str, typer.Option(help="'repertoire', a .jsonl file, or a folder of them.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="json: machine-readable, on standard output.")]
 
 
 @app.callback(invoke_without_command=True)
