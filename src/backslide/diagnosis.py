@@ -80,19 +80,27 @@ def diagnose(
     by_heart = not learned and len(losses.train) > 1 and _fell(losses.train)
     if by_heart:
         story.append("It learnt its examples by heart, not the task: on examples that it did not see it got no better.")
+    regressed = [row for row in verdict.capabilities if row.zone is Zone.REGRESSED]
+    # Drift is a change, and no item says whether for the worse.
+    drifted = bool(regressed) and all(row.unit == "drift" for row in regressed) and not _pooled_loss(verdict)
+    fell = "The model drifted from the base" if drifted else "The original abilities fell"
+    called = "its own replies are no longer what it says" if drifted else "this is capability regression"
     if verdict.zone is Zone.REGRESSED:
         state = "learning and forgetting" if learned else "not learning but forgetting"
         if not verdict.capabilities:
             state = "broken"
             story.append(f"The run cannot pass: {verdict.reasons[0]}.")
         elif learned:
-            story.append("The original abilities fell while it did: this is capability regression.")
+            story.append(f"{fell} while it did: {called}.")
         elif by_heart:
-            story.append("The original abilities fell while the training loss did: this is capability regression.")
+            story.append(f"{fell} while the training loss did: {called}.")
         else:
-            story.append("The original abilities fell, and nothing was gained for it.")
+            story.append(f"{fell}, and nothing was gained for it.")
+        if drifted:
+            story.append("Whether it became worse no item says: items with right answers would.")
         if regressed_at is not None:
-            story.append(f"The regression was proven at step {regressed_at}, during training.")
+            what = "drift" if drifted else "regression"
+            story.append(f"The {what} was proven at step {regressed_at}, during training.")
         advice = _advice(setup)
     elif verdict.zone is Zone.RETAINED:
         state = "learning and keeping" if learned else "not learning"
@@ -110,6 +118,10 @@ def diagnose(
         )
         advice = ("add items to the undecided capabilities, or accept a larger tolerance.",)
     return Diagnosis(state, regressed_at, tuple(story), tuple(advice))
+
+
+def _pooled_loss(verdict: Verdict) -> bool:
+    return verdict.pooled is not None and verdict.pooled.zone is Zone.REGRESSED
 
 
 def _fell(points: Sequence[tuple[int, float]]) -> bool:

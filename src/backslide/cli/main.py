@@ -130,6 +130,9 @@ def check(
     suite: SuiteOption = "repertoire",
     part: Annotated[Part, typer.Option(help="Which items decide; the gate half is what steered nothing.")] = Part.gate,
     tolerance: Annotated[float, typer.Option(help="Accepted drop in accuracy of a capability, as a share.")] = 0.03,
+    drift: Annotated[
+        float, typer.Option(help="Accepted drift from the base, in nats a token of its own replies.")
+    ] = 0.1,
     alpha: Annotated[float, typer.Option(help="Probability of a false alarm.")] = 0.05,
     out: Annotated[Path | None, typer.Option(help="Write a run folder with report.md here.")] = None,
     form: FormatOption = Format.text,
@@ -141,8 +144,8 @@ def check(
     screen = Screen(as_json=form is Format.json)
     with screen.working():
         verdict = check_model(
-            model, baseline, suite=suite, part=part.value, tolerance=tolerance, alpha=alpha, out=out,
-            say=screen.say, progress=screen.progress,
+            model, baseline, suite=suite, part=part.value, tolerance=tolerance, drift=drift, alpha=alpha,
+            out=out, say=screen.say, progress=screen.progress,
         )  # fmt: skip
     screen.show(verdict_table(verdict))
     screen.show(headline(verdict))

@@ -25,7 +25,7 @@ class Request:
     item: str
     """Id of the item that asks."""
     index: int
-    """Which choice of the item, or which window of its text."""
+    """Which choice of the item, or which window of its text; 0 for a reference."""
     fed: Tokens
     """What the model is fed: context and continuation without its last token."""
     targets: Tokens
@@ -56,8 +56,9 @@ class Asked:
 def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, max_new_tokens: int = 0) -> Asked:
     """Write down what `items` ask.
 
-    Choice and answer prompts go through the tokenizer's chat template when `chat` is true, the choice being the
-    assistant's reply; else they read `Question: … Answer:` on two lines and the choice follows after a space.
+    Prompts go through the tokenizer's chat template when `chat` is true, the choice or reference being the assistant's
+    reply; else they read `Question: … Answer:` on two lines and the choice or reference follows after a space. An
+    open item with a reference asks for its log-likelihood, one without for a reply.
 
     Args:
         items: what to ask.
@@ -79,7 +80,15 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
     cut: dict[str, None] = {}
     requests += continuations(tokenizer, owners, pairs, max_length, cut=cut)
 
-    replying = [item for item in asked if not isinstance(item, ChoiceItem)]
+    referring = [(item, item.reference) for item in asked if isinstance(item, OpenItem) and item.reference is not None]
+    said = [(contexts[item.id], delimiter + reference) for item, reference in referring]
+    beginnings: dict[str, None] = {}
+    requests += continuations(
+        tokenizer, [(item.id, 0) for item, _ in referring], said, max_length, cut=beginnings, noun="reference"
+    )
+
+    # A reference is scored, not made anew: replies to all of a user's prompts would cost more than the rest of a look.
+    replying = [item for item in asked if isinstance(item, AnswerItem) or not item.judged]
     if replying and max_new_tokens >= max_length:
         raise ModelError(
             f"a reply may have max_new_tokens = {max_new_tokens} tokens, but max_length is {max_length}: nothing is "
@@ -102,7 +111,11 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
     long = [item.id for item, tokens in zip(replying, encoded, strict=True) if len(tokens) > room]
     notes = [
         f"{len(ids)} {what} longer than {size} tokens and lose their beginning, such as {ids[0]!r}"
-        for ids, what, size in ((long, "prompts are", room), (list(cut), "items with their choices are", max_length))
+        for ids, what, size in (
+            (long, "prompts are", room),
+            (list(cut), "items with their choices are", max_length),
+            (list(beginnings), "prompts with their references are", max_length),
+        )
         if ids
     ]
     return Asked(tuple(requests), tuple(prompts), {id: h.hexdigest()[:16] for id, h in digests.items()}, tuple(notes))
@@ -115,6 +128,7 @@ def continuations(
     max_length: int,
     *,
     cut: dict[str, None] | None = None,
+    noun: str = "choice",
 ) -> list[Request]:
     """A request for each pair of context and continuation.
 
@@ -124,6 +138,7 @@ def continuations(
         pairs: context and continuation, as text.
         max_length: the most tokens that the model takes; longer requests lose tokens on the left, as in lm-eval.
         cut: takes down the items that lost some, in order.
+        noun: what a continuation is called in messages.
 
     Raises:
         SuiteError: a continuation is no token, or more than the model takes.
@@ -131,9 +146,9 @@ def continuations(
     requests = []
     for (owner, index), (context, continuation) in zip(owners, encode_pairs(tokenizer, pairs), strict=True):
         if not continuation:
-            raise SuiteError(f"item {owner}: choice {index} becomes no token with this tokenizer")
+            raise SuiteError(f"item {owner}: {noun} {index} becomes no token with this tokenizer")
         if len(continuation) > max_length:
-            raise SuiteError(f"item {owner}: choice {index} is longer than the model's {max_length} tokens")
+            raise SuiteError(f"item {owner}: {noun} {index} is longer than the model's {max_length} tokens")
         if cut is not None and len(context) + len(continuation) > max_length + 1:
             cut[owner] = None
         requests.append(Request(owner, index, (context + continuation)[-(max_length + 1) :][:-1], continuation))

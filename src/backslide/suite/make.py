@@ -216,8 +216,8 @@ def _choice_items(
     notes: tuple[str, ...] = ()
     if other:
         notes = (
-            f"{len(other)} item{'s have' if len(other) > 1 else ' has'} distractors of another type or length than the answer, the first is {other[0]}; "
-            "such items are easy: more rows of the same kind would help",
+            f"{len(other)} item{'s have' if len(other) > 1 else ' has'} distractors of another type or length than "
+            f"the answer, the first is {other[0]}; such items are easy: more rows of the same kind would help",
         )
     return items, notes
 
