@@ -39,7 +39,7 @@ from backslide.stats.paired import OPEN_ZERO, Interval, hard_interval, mcnemar_e
 from backslide.stats.power import items_to_decide
 from backslide.verdict import CapabilityVerdict, Level, Measure, Tolerance, Verdict, Zone, overall
 
-MOST_REPLIES = 100_000
+MOST_REPLIES = 20_000
 """Replies at which the search for how many would decide ends."""
 
 FEWEST_TEXTS = 50
@@ -212,14 +212,21 @@ def _measure(
 
 
 def _replies_to_decide(drops: Drops, tolerance: float, main: Measure) -> int | None:
-    """About how many replies like these would decide: the smallest number, in steps of a fifth, at which they do."""
-    size = len(drops.values)
-    while 0 < size < MOST_REPLIES:
-        size = math.ceil(1.2 * size)
+    """About how many replies like these would decide, found by repeating them; None: not even `MOST_REPLIES`."""
+
+    def decide(size: int) -> bool:
         more = _interval(Drops(drops.measure, np.resize(drops.values, size), None), main.alpha_lower, main.alpha_upper)
-        if more.upper <= tolerance or (more.lower > 0 and (main.drop or 0.0) > main.floor):
-            return size
-    return None
+        return more.upper <= tolerance or (more.lower > 0 and (main.drop or 0.0) > main.floor)
+
+    few, enough = len(drops.values), 2 * len(drops.values)
+    while not decide(enough):
+        few, enough = enough, 2 * enough
+        if enough > MOST_REPLIES:
+            return None
+    for _ in range(4):  # to about a sixteenth
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if middle > few and decide(middle) else (middle, enough)
+    return enough
 
 
 def _row(name: str, members: Pairs, measures: list[Measure], tolerance: float, drops: Drops) -> CapabilityVerdict:
@@ -243,7 +250,7 @@ def _row(name: str, members: Pairs, measures: list[Measure], tolerance: float, d
         )
     elif main.name == "bits per byte" and len(known) < FEWEST_TEXTS:
         needed = FEWEST_TEXTS
-    elif main.name == "drift" and zone is Zone.UNDECIDED and drops.clusters is None:
+    elif main.name == "drift" and zone is Zone.UNDECIDED and clusters == len(members) == len(drops.values):
         needed = _replies_to_decide(drops, tolerance, main)
     row = CapabilityVerdict(
         capability=name,

@@ -161,13 +161,13 @@ class Scorer:
         the replies to `open` items, which decide nothing. In fp32 batches differ by less than anything that counts.
         """
         record = self.measure(model, part=part, adapters=adapters, **more)
-        if is_exact(model):
+        half: Part = "gate" if part == "gate" else "monitor"
+        if is_exact(model) or not any(item.judged for item in self.suite.part(half)):
             return record
         sizes = {name: -(-record.header.conditions[name] // 2) for name in ("row_tokens", "batch_tokens")}
         other = Scorer(self.suite, model, self.tokenizer, dataclasses.replace(self.settings, **sizes))
         other.runner.layout = self.runner.layout
         other.runner.prompts = -(-self.runner.prompts // 2)
-        half: Part = "gate" if part == "gate" else "monitor"
         shared = {name: more[name] for name in ("ranks", "progress") if name in more}
         again = other.measure(model, part=half, adapters=adapters, replies=False, **shared)
         cost = {name: value + again.header.cost[name] for name, value in record.header.cost.items()}

@@ -6,7 +6,7 @@ A request is a context and a continuation in token ids; its score is the log-lik
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,12 +80,15 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
     cut: dict[str, None] = {}
     requests += continuations(tokenizer, owners, pairs, max_length, cut=cut)
 
-    referring = [(item, item.reference) for item in asked if isinstance(item, OpenItem) and item.reference is not None]
-    said = [(contexts[item.id], delimiter + reference) for item, reference in referring]
-    beginnings: dict[str, None] = {}
-    requests += continuations(
-        tokenizer, [(item.id, 0) for item, _ in referring], said, max_length, cut=beginnings, noun="reference"
-    )
+    referring = [item for item in asked if isinstance(item, OpenItem) and item.judged]
+    beginnings: list[str] = []
+    for item, (before, after) in zip(referring, _replies(tokenizer, referring, contexts, delimiter), strict=True):
+        if not after or len(after) > max_length:
+            size = "is longer than the model's {max_length} tokens" if after else "becomes no token with this tokenizer"
+            raise SuiteError(f"item {item.id}: the reference {size.format(max_length=max_length)}")
+        if len(before) + len(after) > max_length + 1:
+            beginnings.append(item.id)
+        requests.append(Request(item.id, 0, (before + after)[-(max_length + 1) :][:-1], after))
 
     # A reference is scored, not made anew: replies to all of a user's prompts would cost more than the rest of a look.
     replying = [item for item in asked if isinstance(item, AnswerItem) or not item.judged]
@@ -114,7 +117,7 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
         for ids, what, size in (
             (long, "prompts are", room),
             (list(cut), "items with their choices are", max_length),
-            (list(beginnings), "prompts with their references are", max_length),
+            (beginnings, "prompts with their references are", max_length),
         )
         if ids
     ]
@@ -128,7 +131,6 @@ def continuations(
     max_length: int,
     *,
     cut: dict[str, None] | None = None,
-    noun: str = "choice",
 ) -> list[Request]:
     """A request for each pair of context and continuation.
 
@@ -138,7 +140,6 @@ def continuations(
         pairs: context and continuation, as text.
         max_length: the most tokens that the model takes; longer requests lose tokens on the left, as in lm-eval.
         cut: takes down the items that lost some, in order.
-        noun: what a continuation is called in messages.
 
     Raises:
         SuiteError: a continuation is no token, or more than the model takes.
@@ -146,13 +147,31 @@ def continuations(
     requests = []
     for (owner, index), (context, continuation) in zip(owners, encode_pairs(tokenizer, pairs), strict=True):
         if not continuation:
-            raise SuiteError(f"item {owner}: {noun} {index} becomes no token with this tokenizer")
+            raise SuiteError(f"item {owner}: choice {index} becomes no token with this tokenizer")
         if len(continuation) > max_length:
-            raise SuiteError(f"item {owner}: {noun} {index} is longer than the model's {max_length} tokens")
+            raise SuiteError(f"item {owner}: choice {index} is longer than the model's {max_length} tokens")
         if cut is not None and len(context) + len(continuation) > max_length + 1:
             cut[owner] = None
         requests.append(Request(owner, index, (context + continuation)[-(max_length + 1) :][:-1], continuation))
     return requests
+
+
+def _replies(
+    tokenizer: Any, items: Sequence[OpenItem], contexts: Mapping[str, str], delimiter: str
+) -> list[tuple[Tokens, Tokens]]:
+    """Prompt and reference in tokens, the prompt just as it stood when the reply was made.
+
+    Not split as choices are: white space at the end of a chat template would become the reference's first token.
+    """
+    befores = encode(tokenizer, [contexts[item.id] for item in items])
+    afters = [f"{delimiter}{item.reference}" for item in items]
+    wholes = encode(tokenizer, [contexts[item.id] + after for item, after in zip(items, afters, strict=True)])
+    alone = encode(tokenizer, afters, special=False)
+    return [
+        # Where both grow together into other tokens, the reference is encoded by itself.
+        (before, whole[len(before) :] if whole[: len(before)] == before else own)
+        for before, whole, own in zip(befores, wholes, alone, strict=True)
+    ]
 
 
 def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
