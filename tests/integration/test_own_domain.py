@@ -12,8 +12,10 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
+import guard_runs
 from backslide.cli.main import run as command
 from backslide.gate import check_model, take_baseline
+from backslide.guard.callback import Guard
 from backslide.own import Source, make_suite
 from backslide.record import Record
 from backslide.rundir import RunFolder
@@ -188,3 +190,20 @@ def test_what_does_not_fit_together_is_one_line(tmp_path: Path, tiny_folder: Pat
         code, out, err = call("suite", "new", "--out", tmp_path / "s.jsonl", *line)
         assert (code, out) == (2, "") and err.startswith("error: ") and message in err, (line, err)
     assert not (tmp_path / "s.jsonl").exists()
+
+
+@pytest.mark.parametrize("test", ["exact", "joint"])
+def test_a_guard_watches_drift_beside_the_rest(tmp_path: Path, tiny_folder: Path, test: str) -> None:
+    asked = tmp_path / "support.txt"
+    asked.write_text("\n".join(prompts(80)), encoding="utf-8")
+    made = make_suite(Source(kind="open", file=asked), model=str(tiny_folder), tokens=8, dtype="float32")
+    guard = Guard(Suite("both", (*guard_runs.suite().items, *made.items)), every=2, test=test, say=lambda _: None)
+    guard_runs.make(tmp_path / "run", guard, learning_rate=0.1).train()
+    assert guard.verdict is not None and guard.verdict.zone is Zone.REGRESSED
+    assert guard.run is not None
+    looks = [event["verdict"] for event in guard.run.events() if event["event"] == "look"]
+    rows = [row for look in looks for row in look["capabilities"] if row["capability"] == "support"]
+    assert len(rows) == len(looks) > 1 and {row["unit"] for row in rows} == {"drift"}
+    assert rows[-1]["zone"] == "regressed" and rows[-1]["main"]["drop"] > 0.1
+    # The open question without a reference is shown as before; those with one are not asked for a reply.
+    assert set(guard.baseline.replies) == {"o"}  # type: ignore[union-attr]

@@ -91,7 +91,8 @@ def baseline(
             model, out, suite=suite, part=part.value, dtype=dtype, chat=chat, say=screen.say, progress=screen.progress
         )
     rows = accuracies(record)
-    screen.show(accuracy_table(rows))
+    if rows:
+        screen.show(accuracy_table(rows))
     screen.show(f"{len(record.outcomes)} outcomes in {record.header.cost['seconds']:.1f} s → {out}")
     screen.result(
         {
