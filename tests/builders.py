@@ -73,6 +73,24 @@ def opened(replies: Mapping[str, str | None]) -> list[Outcome]:
     return [Outcome(id=id, kind="open", capability="talk", request="r", reply=said) for id, said in replies.items()]
 
 
+def referred(
+    nats: Sequence[float | None], capability: str = "chat", *, tokens: int = 10, cluster: int | None = None
+) -> list[Outcome]:
+    """Outcomes of kind `open` with a reference: negative log-likelihoods a token of references of `tokens` tokens."""
+    return [
+        Outcome(
+            id=f"{capability}/{place}",
+            kind="open",
+            capability=capability,
+            request=f"r{place}",
+            scores=(None if value is None else -value * tokens,),
+            tokens=tokens,
+            cluster=None if cluster is None else f"{capability}/{place // cluster}",
+        )
+        for place, value in enumerate(nats)
+    ]
+
+
 def record(*groups: Sequence[Outcome], **fields: Any) -> Record:
     return Record(header(**fields), tuple(outcome for group in groups for outcome in group))
 

@@ -14,6 +14,14 @@ from backslide.verdict import POOLED
 
 Pairs = Sequence[tuple[Outcome, Outcome]]
 
+DRIFT_LIMIT = 2.0
+"""Nats a token to which the drift of an item is clipped, in both directions. A reply that became e² = 7.4 times less
+probable with every token is gone; how far it is gone is not counted, so that a few replies do not make the mean, and
+bounds of bounded means hold (`stats.bounded`). With the usual tolerance of 0.1 one reply in twenty may be gone."""
+
+UNITS = {"accuracy": "", "bits per byte": " (text)", "drift": " (drift)"}
+"""What a capability can be judged in, and what its row is called besides where an earlier one has a row, too."""
+
 
 @dataclass(frozen=True)
 class Drops:
@@ -21,7 +29,8 @@ class Drops:
 
     measure: str
     values: NDArray[np.float64]
-    """Shape (items,); accuracy: -1, 0 or 1; probability: in [-1, 1]; bits per byte: share of the baseline's mean."""
+    """Shape (items,); accuracy: -1, 0 or 1; probability: in [-1, 1]; bits per byte: share of the baseline's mean;
+    drift: nats a token of the reference, in [-`DRIFT_LIMIT`, `DRIFT_LIMIT`]."""
     clusters: NDArray[np.int64] | None
     """Number of each item's cluster; None where every item stands for itself."""
 
@@ -42,8 +51,8 @@ class Groups:
     capabilities: tuple[Group, ...]
     pooled: Group | None
     """All items with a right answer, where several capabilities have such items."""
-    absent: tuple[tuple[str, bool], ...]
-    """Capabilities of the baseline of which the candidate has no item, and whether they are text."""
+    absent: tuple[tuple[str, str], ...]
+    """Capabilities of the baseline of which the candidate has no item, and their units."""
 
     @property
     def all(self) -> tuple[Group, ...]:
@@ -64,12 +73,16 @@ def groups(baseline: Record, candidate: Record) -> Groups:
 
     Raises `MismatchError` where the records were not measured on the same requests under the same conditions.
     """
-    pairs = [both for both in pair(baseline, candidate) if both[1].kind != "open"]
-    asked = {old.capability for old in baseline.outcomes if old.kind not in ("text", "open")}
+    pairs = [both for both in pair(baseline, candidate) if both[1].unit is not None]
+    units: dict[str, set[str]] = {}
+    for old in baseline.outcomes:
+        if old.unit is not None:
+            units.setdefault(old.capability, set()).add(old.unit)
 
     def name(outcome: Outcome) -> str:
-        # Accuracy and bits per byte cannot be averaged: a capability with both kinds is judged in two rows.
-        return outcome.capability + (" (text)" if outcome.kind == "text" and outcome.capability in asked else "")
+        # Units cannot be averaged: a capability that is seen in several is judged in as many rows.
+        first = next(unit for unit in UNITS if unit in units.get(outcome.capability, {outcome.unit}))
+        return outcome.capability + ("" if outcome.unit == first else UNITS[str(outcome.unit)])
 
     found: dict[str, list[tuple[Outcome, Outcome]]] = {}
     for old, new in pairs:
@@ -77,11 +90,11 @@ def groups(baseline: Record, candidate: Record) -> Groups:
     capabilities = tuple(_group(of, members) for of, members in found.items())
     hard = [both for both in pairs if both[1].correct is not None]
     several = sum(group.drops[0].measure == "accuracy" for group in capabilities) > 1
-    known = {name(old): old.kind == "text" for old in baseline.outcomes if old.kind != "open"}
+    known = {name(old): old.unit for old in baseline.outcomes if old.unit is not None}
     return Groups(
         capabilities,
         _group(POOLED, hard, pooled=True) if several else None,
-        tuple((of, text) for of, text in known.items() if of not in found),
+        tuple((of, unit) for of, unit in known.items() if of not in found),
     )
 
 
@@ -100,6 +113,11 @@ def _drops(members: Pairs, pooled: bool) -> list[Drops]:
         # Nothing is relative to 0 bits; what cannot be compared is "no data", never a pass.
         rises = (values[:, 1] - values[:, 0]) / scale if scale > 0 else np.empty(0)
         return [Drops("bits per byte", rises, _clusters([item for _, _, item in finite][: len(rises)]))]
+    if members[0][1].unit == "drift":
+        said = [(old.nats_per_token, new.nats_per_token, new) for old, new in members]
+        known = [(old, new, item) for old, new, item in said if old is not None and new is not None]
+        drift = np.clip([new - old for old, new, _ in known], -DRIFT_LIMIT, DRIFT_LIMIT)
+        return [Drops("drift", drift, _clusters([item for _, _, item in known]))]
     clusters = _clusters([new for _, new in members])
     hard = np.array([float(bool(old.correct)) - float(bool(new.correct)) for old, new in members])
     found = [Drops("accuracy", hard, clusters)]

@@ -70,6 +70,7 @@ def check_model(
     suite: Suite | str = "repertoire",
     part: Part = "gate",
     tolerance: float = 0.03,
+    drift: float = 0.1,
     alpha: float = 0.05,
     out: str | Path | None = None,
     say: Say | None = None,
@@ -83,6 +84,7 @@ def check_model(
         suite: the suite of the baseline, or where to read it.
         part: which items decide.
         tolerance: accepted drop in accuracy of a capability, as a share.
+        drift: accepted drift from the base, in nats a token of its own replies.
         alpha: probability of a false `regressed`, and of a false `retained` of each capability.
         out: folder for a run folder with a report; None writes nothing.
         say: told what the user should know.
@@ -91,7 +93,7 @@ def check_model(
     Raises:
         InputError: model, suite, baseline or numbers are wrong, or they do not fit together.
     """
-    level, accepted = Level(fail=alpha, passing=alpha), Tolerance(accuracy=tolerance)
+    level, accepted = Level(fail=alpha, passing=alpha), Tolerance(accuracy=tolerance, drift=drift)
     old = baseline if isinstance(baseline, Record) else Record.load(baseline)
     chosen = suite if isinstance(suite, Suite) else Suite.load(suite)
     if chosen.hash != old.header.suite_hash:
@@ -118,6 +120,7 @@ def check_model(
                 "suite_hash": chosen.hash,
                 "alpha": alpha,
                 "tolerance": tolerance,
+                "tolerance_drift": drift,
                 "questions": {item.id: item.prompt for item in chosen.items if isinstance(item, OpenItem)},
                 "versions": versions(),
             }

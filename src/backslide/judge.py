@@ -2,8 +2,9 @@
 
 Every capability is seen in one or two *measures*. Right-or-wrong items give a drop in accuracy (exact McNemar); where
 each of them has a probability on the gold choice too, that gives a second, finer drop (betting on bounded means).
-Text gives a drop in bits per byte (paired t). Where items come in clusters, the clusters are what is independent,
-and tests for clusters take the place of those for items.
+Text gives a drop in bits per byte (paired t). Open items with a reference give drift: by how much the base's own
+replies became less probable (nats a token, clipped; betting on bounded means). Where items come in clusters, the
+clusters are what is independent, and tests for clusters take the place of those for items.
 
 *Fail.* All tests of a look, those of all items together among them, share its α by Holm's procedure, so a false
 `regressed` has probability at most α whatever is true of the others. The lower bounds are at α over the number of
@@ -26,8 +27,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from backslide import noise
-from backslide.drops import Drops, Pairs, groups
+from backslide.drops import DRIFT_LIMIT, Drops, Pairs, groups
 from backslide.record import Outcome, Record
 from backslide.stats.bounded import bounded_interval, bounded_p_value
 from backslide.stats.means import mean_interval, mean_p_value
@@ -35,6 +38,9 @@ from backslide.stats.multiplicity import holm
 from backslide.stats.paired import OPEN_ZERO, Interval, hard_interval, mcnemar_exact
 from backslide.stats.power import items_to_decide
 from backslide.verdict import CapabilityVerdict, Level, Measure, Tolerance, Verdict, Zone, overall
+
+MOST_REPLIES = 20_000
+"""Replies at which the search for how many would decide ends."""
 
 FEWEST_TEXTS = 50
 """Texts from which a t bound of skewed drops is not too far off to decide anything; see `docs/statistics.md`."""
@@ -81,7 +87,7 @@ def judge(
     rows = []
     for group in found.all:
         measures = []
-        accepted = tolerance.bits_per_byte if group.drops[0].measure == "bits per byte" else tolerance.accuracy
+        accepted = tolerance.of(group.drops[0].measure)
         for drops in group.drops:
             p_value, rejected, tested_at = next(decided)
             tested = _Tested(p_value, rejected, tested_at, None)
@@ -89,9 +95,9 @@ def judge(
                 proven = group.name in alarms.proven and group is not found.pooled and drops is group.drops[-1]
                 tested = _Tested(None, proven, alarms.level, alarms.method)
             measures.append(_measure(drops, tested, accepted, share, level.passing, baseline.header.noise))
-        rows.append(_row(group.name, group.pairs, measures, accepted))
+        rows.append(_row(group.name, group.pairs, measures, accepted, group.drops[0]))
     pooled = rows.pop() if found.pooled is not None else None
-    rows += [_absent(name, text, tolerance, share, level) for name, text in found.absent]
+    rows += [_absent(name, unit, tolerance, share, level) for name, unit in found.absent]
     zone, reasons = overall(rows, pooled)
     return Verdict(
         zone=zone,
@@ -113,10 +119,14 @@ def _claim(
     else:
         alarm = f"false alarms at most {alarms.level:.3g} over the looks so far ({alarms.method})"
     inexact = " (asymptotically for bits per byte)" if any(row.unit == "bits per byte" for row in rows) else ""
+    drift = (
+        f" Drift says how much less probable the base's own replies became, clipped to {DRIFT_LIMIT:g} nats a token: "
+        "that the model speaks otherwise, not that it is worse."
+    )
     return (
         f"{sum(row.items for row in rows)} items of the suite {candidate.header.suite} ({where}), taken as a sample of "
         f"what each capability stands for; {alarm}, false passes at most {level.passing:.3g} a capability{inexact}."
-    )
+    ) + (drift if any(row.unit == "drift" for row in rows) else "")
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,12 @@ def _p_value(drops: Drops) -> float:
         return mean_p_value(drops.values, clusters=drops.clusters)
     if drops.measure == "accuracy" and drops.clusters is None:
         return mcnemar_exact(*_counts(drops))
-    return bounded_p_value(drops.values, clusters=drops.clusters)
+    return bounded_p_value(drops.values / _reach(drops), clusters=drops.clusters)
+
+
+def _reach(drops: Drops) -> float:
+    """The largest drop that there can be, by which it is divided to be in [-1, 1]."""
+    return DRIFT_LIMIT if drops.measure == "drift" else 1.0
 
 
 def _interval(drops: Drops, alpha_lower: float, alpha_upper: float) -> Interval:
@@ -149,7 +164,12 @@ def _interval(drops: Drops, alpha_lower: float, alpha_upper: float) -> Interval:
     if drops.measure == "accuracy" and clusters is None:
         lost, won = _counts(drops)
         return hard_interval(len(values), lost, won, alpha_lower=alpha_lower, alpha_upper=alpha_upper)
-    return bounded_interval(values, alpha_lower=alpha_lower, alpha_upper=alpha_upper, clusters=clusters)
+    reach = _reach(drops)
+    found = bounded_interval(values / reach, alpha_lower=alpha_lower, alpha_upper=alpha_upper, clusters=clusters)
+    if reach == 1.0:
+        return found
+    lower = found.lower if 0 < found.lower <= OPEN_ZERO else found.lower * reach
+    return dataclasses.replace(found, lower=lower, upper=found.upper * reach)
 
 
 def _measure(
@@ -191,7 +211,25 @@ def _measure(
     )
 
 
-def _row(name: str, members: Pairs, measures: list[Measure], tolerance: float) -> CapabilityVerdict:
+def _replies_to_decide(drops: Drops, tolerance: float, main: Measure) -> int | None:
+    """About how many replies like these would decide, found by repeating them; None: not even `MOST_REPLIES`."""
+
+    def decide(size: int) -> bool:
+        more = _interval(Drops(drops.measure, np.resize(drops.values, size), None), main.alpha_lower, main.alpha_upper)
+        return more.upper <= tolerance or (more.lower > 0 and (main.drop or 0.0) > main.floor)
+
+    few, enough = len(drops.values), 2 * len(drops.values)
+    while not decide(enough):
+        few, enough = enough, 2 * enough
+        if enough > MOST_REPLIES:
+            return None
+    for _ in range(4):  # to about a sixteenth
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if middle > few and decide(middle) else (middle, enough)
+    return enough
+
+
+def _row(name: str, members: Pairs, measures: list[Measure], tolerance: float, drops: Drops) -> CapabilityVerdict:
     main, soft = measures[0], measures[1] if len(measures) > 1 else None
     deciding = main if main.zone is not Zone.UNDECIDED else None
     if deciding is None and soft is not None and soft.zone is Zone.REGRESSED:
@@ -201,8 +239,8 @@ def _row(name: str, members: Pairs, measures: list[Measure], tolerance: float) -
     hard = main.name == "accuracy"
     lost = sum(bool(old.correct) and not new.correct for old, new in members) if hard else None
     won = sum(not old.correct and bool(new.correct) for old, new in members) if hard else None
-    before = [_value(old, hard) for old, _ in members]
-    after = [_value(new, hard) for _, new in members]
+    before = [_value(old, main.name) for old, _ in members]
+    after = [_value(new, main.name) for _, new in members]
     known = [(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
     clusters = len({item.cluster or (item.id,) for _, item in members})
     needed = None
@@ -212,6 +250,8 @@ def _row(name: str, members: Pairs, measures: list[Measure], tolerance: float) -
         )
     elif main.name == "bits per byte" and len(known) < FEWEST_TEXTS:
         needed = FEWEST_TEXTS
+    elif main.name == "drift" and zone is Zone.UNDECIDED and clusters == len(members) == len(drops.values):
+        needed = _replies_to_decide(drops, tolerance, main)
     row = CapabilityVerdict(
         capability=name,
         zone=zone,
@@ -240,8 +280,15 @@ def _row(name: str, members: Pairs, measures: list[Measure], tolerance: float) -
     return row
 
 
-def _value(outcome: Outcome, hard: bool) -> float | None:
-    return float(bool(outcome.correct)) if hard else outcome.bits_per_byte
+def _value(outcome: Outcome, unit: str) -> float | None:
+    if unit == "accuracy":
+        return float(bool(outcome.correct))
+    return outcome.nats_per_token if unit == "drift" else outcome.bits_per_byte
+
+
+def _amount(value: float, unit: str) -> str:
+    """A drop or a bound in words."""
+    return f"{value:.3f} nats a token" if unit == "drift" else f"{value:.1%}"
 
 
 def _seen(measure: Measure, lost: int | None, won: int | None, items: int) -> str:
@@ -250,6 +297,11 @@ def _seen(measure: Measure, lost: int | None, won: int | None, items: int) -> st
         return flips
     if measure.drop is None:
         return "no text to compare"
+    if measure.name == "drift":
+        way = "less" if measure.drop > 0 else "more"
+        return (
+            f"the base's own replies became {way} probable by {_amount(abs(measure.drop), 'drift')} on {items} prompts"
+        )
     way = "fell" if measure.drop > 0 else "rose"
     if measure.name == "probability":
         return f"the probability of the right choice {way} by {abs(measure.drop) * 100:.1f} points ({flips})"
@@ -257,35 +309,38 @@ def _seen(measure: Measure, lost: int | None, won: int | None, items: int) -> st
 
 
 def _reason(measure: Measure, seen: str, tolerance: float, needed: int | None) -> str:
+    drift = measure.name == "drift"
+    noun = "drift" if drift else "drop"
     if measure.zone is Zone.RETAINED:
         assert measure.upper is not None
-        return f"{seen}; a drop of more than {tolerance:.1%} is ruled out (at most {measure.upper:.1%})"
+        most, seen_most = _amount(tolerance, measure.name), _amount(measure.upper, measure.name)
+        return f"{seen}; a {noun} of more than {most} is ruled out (at most {seen_most})"
     if measure.zone is Zone.REGRESSED:
-        size = f" (at least {measure.lower:.1%})" if measure.lower is not None and measure.lower >= 5e-4 else ""
+        sized = measure.lower is not None and measure.lower >= 5e-4
+        size = f" (at least {_amount(measure.lower or 0.0, measure.name)})" if sized else ""
         what = "that it fell" if measure.name == "probability" else "that something was lost"
-        return f"{seen}; {what} is proven{size}"
+        return f"{seen}; {'drift from the base' if drift else what} is proven{size}"
     if measure.name == "bits per byte" and needed is not None:
         return f"{seen}; bounds need at least {needed} texts"
-    upper = f"up to {measure.upper:.1%}" if measure.upper is not None else "of any size"
+    upper = f"up to {_amount(measure.upper, measure.name)}" if measure.upper is not None else "of any size"
     if measure.drop is not None and 0 < measure.drop <= measure.floor:
-        return f"{seen}; that is no more than rounding makes it here, and a drop {upper} is possible"
+        return f"{seen}; that is no more than rounding makes it here, and a {noun} {upper} is possible"
     more = f"; about {needed} items like these would decide" if needed else ""
     # Without a p value the test was one over the looks, or none was left.
     proven = "none is proven" if measure.p_value is not None else "the test over the looks proves none"
-    return f"{seen}; a drop {upper} is possible and {proven}{more}"
+    return f"{seen}; a {noun} {upper} is possible and {proven}{more}"
 
 
-def _absent(name: str, text: bool, tolerance: Tolerance, share: float, level: Level) -> CapabilityVerdict:
+def _absent(name: str, unit: str, tolerance: Tolerance, share: float, level: Level) -> CapabilityVerdict:
     """The row of a capability that was not asked here: never a pass."""
-    unit = "bits per byte" if text else "accuracy"
     main = Measure(
         name=unit, drop=None, lower=None, upper=None, p_value=None, tested_at=share, alpha_lower=share,
         alpha_upper=level.passing, method="no data", exact=True, floor=0.0, zone=Zone.UNDECIDED,
     )  # fmt: skip
     return CapabilityVerdict(
         capability=name, zone=Zone.UNDECIDED, decided_by=None, unit=unit, items=0, clusters=None, baseline=None,
-        candidate=None, tolerance=tolerance.bits_per_byte if text else tolerance.accuracy, lost=None, won=None,
-        main=main, soft=None, reason="it has no item here; add items, so that each half has some",
+        candidate=None, tolerance=tolerance.of(unit), lost=None, won=None, main=main, soft=None,
+        reason="it has no item here; add items, so that each half has some",
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from backslide.record import Record, pair
 
-MEASURES = ("accuracy", "probability", "bits per byte")
+MEASURES = ("accuracy", "probability", "bits per byte", "drift")
 """The ways in which a drop is measured."""
 STANDARD_ERRORS = 2.0
 """How many standard errors of rounding a mean drop must pass: about 1 in 40 where nothing but rounding happened."""
@@ -22,8 +22,8 @@ STANDARD_ERRORS = 2.0
 def noise_between(one: Record, other: Record) -> dict[str, float]:
     """Root mean square, over items, of what differs between two records of the same model and items.
 
-    Units: 1 for an item that flips (`accuracy`), probability on the gold choice (`probability`), and the share of
-    the mean bits per byte (`bits per byte`). A measure that no item has is left out.
+    Units: 1 for an item that flips (`accuracy`), probability on the gold choice (`probability`), the share of the mean
+    bits per byte (`bits per byte`), nats a token of the reference (`drift`). A measure that no item has is left out.
 
     Raises `MismatchError` where the records do not ask the same; other batch sizes are no such reason.
     """
@@ -37,6 +37,8 @@ def noise_between(one: Record, other: Record) -> dict[str, float]:
         if a.bits_per_byte is not None and b.bits_per_byte is not None:
             gaps["bits per byte"].append(a.bits_per_byte - b.bits_per_byte)
             bits.append(a.bits_per_byte)
+        if a.nats_per_token is not None and b.nats_per_token is not None:
+            gaps["drift"].append(b.nats_per_token - a.nats_per_token)
     scale = math.fsum(bits) / len(bits) if bits else 0.0
     if scale > 0:
         gaps["bits per byte"] = [gap / scale for gap in gaps["bits per byte"]]

@@ -91,7 +91,8 @@ def reach(
             groups.setdefault(item.capability, []).append(item)
     soft = {name: all(isinstance(item, ChoiceItem) for item in items) for name, items in groups.items()}
     texts = {item.capability for item in suite.items if item.kind == "text"}
-    tests = len(groups) + sum(soft.values()) + len(texts) + (len(groups) > 1)
+    replies = {item.capability for item in suite.items if item.kind == "open" and item.judged}
+    tests = len(groups) + sum(soft.values()) + len(texts) + len(replies) + (len(groups) > 1)
     levels = {"gate": alpha * gate_share / max(tests, 1), "monitor": alpha * (1 - gate_share) / max(tests * looks, 1)}
     halves = {half: {item.id for item in suite.part(half)} for half in ("monitor", "gate")}
     found = []

@@ -34,12 +34,15 @@ class Outcome:
     p: float | None = None
     """Probability on the gold choice: softmax over the choices' log-likelihoods, in [0, 1]."""
     scores: tuple[float | None, ...] = ()
-    """Log-likelihood (nats) of each choice, or of the text; None where it was not finite. For kind `answer`, where it
-    was probed, that of the first accepted answer and of other items' answers (see `backslide.scoring.probe`)."""
+    """Log-likelihood (nats) of each choice, of the text or of the reference; None where it was not finite. For kind
+    `answer`, where it was probed, that of the first accepted answer and of other items' answers (see
+    `backslide.scoring.probe`)."""
     greedy: tuple[bool, ...] = ()
     """For each choice whether every one of its tokens was the model's first."""
     bytes: int | None = None
     """UTF-8 bytes of the text, for kind `text`."""
+    tokens: int | None = None
+    """Tokens of the reference, for kind `open` where the item has one."""
     reply: str | None = None
     """What the model said, for kinds `answer` and `open`. Untrusted text."""
     cluster: str | None = None
@@ -57,6 +60,20 @@ class Outcome:
             return None
         return -self.scores[0] / math.log(2) / self.bytes
 
+    @property
+    def nats_per_token(self) -> float | None:
+        """Negative log-likelihood of the reference a token, for `open` items that have one; None where not finite."""
+        if self.tokens is None or not self.scores or self.scores[0] is None:
+            return None
+        return -self.scores[0] / self.tokens
+
+    @property
+    def unit(self) -> str | None:
+        """What a verdict on the item is about: `accuracy`, `bits per byte` or `drift`; None: nothing is judged."""
+        if self.kind == "open":
+            return None if self.tokens is None else "drift"
+        return "bits per byte" if self.kind == "text" else "accuracy"
+
     def to_dict(self) -> dict[str, Any]:
         """The outcome as a line of a record file; empty fields are left out."""
         row = {name: getattr(self, name) for name in _FIELDS}
@@ -73,11 +90,12 @@ class Outcome:
             if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
                 wanted = " or ".join("nothing" if t is type(None) else t.__name__ for t in types)
                 raise RecordError(f"{name} is {value!r}, {wanted} is needed")
-        p, size = row.get("p"), row.get("bytes")
+        p = row.get("p")
         if p is not None and not 0 <= p <= 1:
             raise RecordError(f"p is {p!r}, a probability from 0 to 1 is needed")
-        if size is not None and size <= 0:
-            raise RecordError(f"bytes is {size!r}, a positive number is needed")
+        for name in ("bytes", "tokens"):
+            if (size := row.get(name)) is not None and size <= 0:
+                raise RecordError(f"{name} is {size!r}, a positive number is needed")
         scores, greedy = row.get("scores") or (), row.get("greedy") or ()
         if not all(s is None or _finite(s) for s in scores):
             raise RecordError(f"scores is {scores!r}, finite numbers or null are needed")
@@ -104,6 +122,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "scores": (list, tuple, _NONE),
     "greedy": (list, tuple, _NONE),
     "bytes": (int, _NONE),
+    "tokens": (int, _NONE),
     "reply": (str, _NONE),
     "cluster": (str, _NONE),
 }

@@ -43,18 +43,27 @@ class Zone(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """The drop that is accepted. Raises `ConfigError` for values that are not between 0 and 1."""
+    """The drop that is accepted. Raises `ConfigError` for values that are not between 0 and 1 (drift: 2)."""
 
     accuracy: float = 0.03
     """Share of a capability's items."""
     bits_per_byte: float = 0.02
     """Relative to the baseline's mean."""
+    drift: float = 0.1
+    """Nats a token: how much less probable the base's own replies may become. At 0.1 each of their tokens has, in the
+    geometric mean, 90% of the probability that it had."""
 
     def __post_init__(self) -> None:
         for name in ("accuracy", "bits_per_byte"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise ConfigError(f"tolerance of {name} is {value!r}, a share from 0 to below 1 is needed (0.03)")
+        if not isinstance(self.drift, (int, float)) or not 0 <= self.drift < 2:
+            raise ConfigError(f"tolerance of drift is {self.drift!r}, nats a token from 0 to below 2 are needed (0.1)")
+
+    def of(self, unit: str) -> float:
+        """The tolerance in a unit: `accuracy`, `bits per byte` or `drift`."""
+        return float(getattr(self, unit.replace(" ", "_")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +87,8 @@ class Measure:
     """One way to see a drop in a capability: what was seen, how it was tested, and what follows."""
 
     name: str
-    """`accuracy`, `probability` (on the gold choice), or `bits per byte` (relative to the baseline's mean)."""
+    """`accuracy`, `probability` (on the gold choice), `bits per byte` (relative to the baseline's mean), or `drift`
+    (nats a token of the base's own replies)."""
     drop: float | None
     """Mean paired drop; positive is worse. None: nothing to compare."""
     lower: float | None
@@ -111,12 +121,12 @@ class CapabilityVerdict:
     decided_by: str | None
     """Name of the measure that decided; None for `undecided`, or where a score is not finite."""
     unit: str
-    """`accuracy`, or `bits per byte`."""
+    """`accuracy`, `bits per byte`, or `drift`."""
     items: int
     clusters: int | None
     """Independent groups of items, where items share passages or templates; None: each item for itself."""
     baseline: float | None
-    """Mean of the baseline in `unit`."""
+    """Mean of the baseline in `unit`; for `drift`, negative log-likelihood of its own replies, in nats a token."""
     candidate: float | None
     tolerance: float
     lost: int | None
@@ -212,7 +222,9 @@ def main_row(verdict: Verdict) -> CapabilityVerdict | None:
 def overall(rows: Sequence[CapabilityVerdict], pooled: CapabilityVerdict | None) -> tuple[Zone, tuple[str, ...]]:
     """The zone of a model and why, from its capabilities and the row of all items together."""
     if not rows:
-        return Zone.UNDECIDED, ("the suite has no item with a verdict; add choice, answer or text items",)
+        return Zone.UNDECIDED, (
+            "the suite has no item with a verdict; add choice, answer or text items, or open items with a reference",
+        )
     judged = [*rows, pooled] if pooled is not None else list(rows)
     for zone in (Zone.REGRESSED, Zone.UNDECIDED):
         # The row of all items can fail a model, never pass or delay it.
@@ -220,7 +232,10 @@ def overall(rows: Sequence[CapabilityVerdict], pooled: CapabilityVerdict | None)
         if named:
             return zone, tuple(f"{row.capability}: {row.reason}" for row in named)
     proven = "1 capability" if len(rows) == 1 else f"{len(rows)} capabilities"
-    return Zone.RETAINED, (f"no capability lost more than its tolerance ({proven} proven)",)
+    drifting = [row.unit == "drift" for row in rows]
+    # Of drift alone nothing is known to be lost or kept: it is a change, not a loss.
+    did = "drifted from the base by" if all(drifting) else "lost, or drifted by," if any(drifting) else "lost"
+    return Zone.RETAINED, (f"no capability {did} more than its tolerance ({proven} proven)",)
 
 
 def _capability(row: Mapping[str, Any]) -> CapabilityVerdict:

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from backslide.judge import FEWEST_TEXTS, judge
 from backslide.record import Outcome, Record
 from backslide.verdict import CapabilityVerdict, Level, Measure, Tolerance, Verdict, Zone
-from builders import choices, opened, record, texts
+from builders import choices, opened, record, referred, texts
 
 Pair = tuple[Record, Record]
 LEVELS = st.builds(Level, fail=st.sampled_from([0.0125, 0.05, 0.3]), passing=st.sampled_from([0.05, 0.3]))
@@ -49,6 +49,10 @@ def pairs(draw: st.DrawFn, *, broken: bool = True) -> Pair:
     both = draw(scores)
     old += texts([a for a, _ in both])
     new += texts([b for _, b in both])
+    nats = st.floats(0, 9) | st.none() if broken else st.floats(0, 9)
+    replies = draw(st.lists(st.tuples(nats, nats), max_size=12))
+    old += referred([a for a, _ in replies])
+    new += referred([b for _, b in replies])
     old += opened({"o": "before"})
     new += opened({"o": "after"})
     return record(old), record(new, part="gate", step=draw(st.none() | st.integers(0, 99)))
@@ -60,7 +64,7 @@ def rows_of(verdict: Verdict) -> list[CapabilityVerdict]:
 
 
 def members(records: Pair, row: CapabilityVerdict) -> list[tuple[Outcome, Outcome]]:
-    both = [(records[0].by_id[new.id], new) for new in records[1].outcomes if new.kind != "open"]
+    both = [(records[0].by_id[new.id], new) for new in records[1].outcomes if new.unit is not None]
     if row.capability == "all items":
         return [(old, new) for old, new in both if new.correct is not None]
     return [(old, new) for old, new in both if new.capability == row.capability]

@@ -14,7 +14,9 @@ from typing import Annotated, NoReturn
 import typer
 
 import backslide
+from backslide.cli.options import DtypeOption, Format, FormatOption
 from backslide.cli.screen import Screen
+from backslide.cli.suite import suite_app
 from backslide.errors import BackslideError
 
 app = typer.Typer(
@@ -26,15 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 retained · 1 regressed · 2 wrong usage or bad input · 3 undecided · 4 the run broke",
 )
-suite_app = typer.Typer(help="What a suite holds.", no_args_is_help=True)
 app.add_typer(suite_app, name="suite")
-
-
-class Format(str, enum.Enum):
-    """How results are printed."""
-
-    text = "text"
-    json = "json"
 
 
 class Part(str, enum.Enum):
@@ -49,8 +43,6 @@ ModelArgument = Annotated[
     str, typer.Argument(help="A model folder, adapter folder, hub id, or smollm2-135m-instruct.", show_default=False)
 ]
 SuiteOption = Annotated[str, typer.Option(help="'repertoire', a .jsonl file, or a folder of them.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="json: machine-readable, on standard output.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -99,7 +91,8 @@ def baseline(
             model, out, suite=suite, part=part.value, dtype=dtype, chat=chat, say=screen.say, progress=screen.progress
         )
     rows = accuracies(record)
-    screen.show(accuracy_table(rows))
+    if rows:
+        screen.show(accuracy_table(rows))
     screen.show(f"{len(record.outcomes)} outcomes in {record.header.cost['seconds']:.1f} s → {out}")
     screen.result(
         {
@@ -138,6 +131,9 @@ def check(
     suite: SuiteOption = "repertoire",
     part: Annotated[Part, typer.Option(help="Which items decide; the gate half is what steered nothing.")] = Part.gate,
     tolerance: Annotated[float, typer.Option(help="Accepted drop in accuracy of a capability, as a share.")] = 0.03,
+    drift: Annotated[
+        float, typer.Option(help="Accepted drift from the base, in nats a token of its own replies.")
+    ] = 0.1,
     alpha: Annotated[float, typer.Option(help="Probability of a false alarm.")] = 0.05,
     out: Annotated[Path | None, typer.Option(help="Write a run folder with report.md here.")] = None,
     form: FormatOption = Format.text,
@@ -149,8 +145,8 @@ def check(
     screen = Screen(as_json=form is Format.json)
     with screen.working():
         verdict = check_model(
-            model, baseline, suite=suite, part=part.value, tolerance=tolerance, alpha=alpha, out=out,
-            say=screen.say, progress=screen.progress,
+            model, baseline, suite=suite, part=part.value, tolerance=tolerance, drift=drift, alpha=alpha,
+            out=out, say=screen.say, progress=screen.progress,
         )  # fmt: skip
     screen.show(verdict_table(verdict))
     screen.show(headline(verdict))

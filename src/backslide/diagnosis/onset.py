@@ -58,7 +58,7 @@ class Onset:
     of: str
     """The capability, or all items together."""
     measure: str
-    """`accuracy`, `probability` or `bits per byte`."""
+    """`accuracy`, `probability`, `bits per byte` or `drift`."""
     after: int
     """The last look (0: the baseline) before the fall most likely began."""
     before: int

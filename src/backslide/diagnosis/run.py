@@ -158,16 +158,23 @@ def _retention(
     if facts.broken:
         lines.append(f"The run cannot pass: {verdict.reasons[0]}.")
     elif facts.forgets:
+        drifted = _drifted(verdict)
+        fell = "The model drifted from the base" if drifted else "The original abilities fell"
+        called = "its own replies are no longer what it says" if drifted else "this is capability regression"
         if facts.learned:
-            lines.append("The original abilities fell while it did: this is capability regression.")
+            lines.append(f"{fell} while it did: {called}.")
         elif facts.turned_at is not None:
-            lines.append("The original abilities fell while the training loss did: this is capability regression.")
+            lines.append(f"{fell} while the training loss did: {called}.")
         elif facts.learned is False:
-            lines.append("The original abilities fell, and nothing was gained for it.")
+            lines.append(f"{fell}, and nothing was gained for it.")
         else:
-            lines.append("The original abilities fell; of what was learnt too little is known.")
+            lines.append(f"{fell}; of what was learnt too little is known.")
+        if drifted:
+            lines.append("Whether it became worse no item says: items with right answers would.")
         if regressed_at is not None:
-            lines.append(f"The regression was proven at step {regressed_at}, during training.")
+            lines.append(
+                f"The {'drift' if drifted else 'regression'} was proven at step {regressed_at}, during training."
+            )
     elif facts.zone is Zone.RETAINED:
         lines.append("Every capability is proven to be kept within its tolerance.")
     elif not verdict.capabilities:
@@ -182,6 +189,13 @@ def _retention(
         where = "on the gate half" if final else "at this look"
         lines.append(f"A regression was proven at step {regressed_at}; {where} none is.")
     return lines
+
+
+def _drifted(verdict: Verdict) -> bool:
+    """Whether all that is proven is drift from the base: a change, of which no item says whether for the worse."""
+    failed = [row for row in verdict.capabilities if row.zone is Zone.REGRESSED]
+    pooled = verdict.pooled is not None and verdict.pooled.zone is Zone.REGRESSED
+    return bool(failed) and all(row.unit == "drift" for row in failed) and not pooled
 
 
 def _onset(onset: Onset | None) -> list[str]:

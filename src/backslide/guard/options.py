@@ -49,7 +49,7 @@ class Options:
     def __post_init__(self) -> None:
         for half in ("monitor", "gate"):
             # Better now than after the training: looks need the monitor half, the verdict needs the gate half.
-            if all(item.kind == "open" for item in self.suite.part(half)):
+            if not any(item.judged for item in self.suite.part(half)):
                 raise SuiteError(f"suite {self.suite.name}: its {half} half has no item that can be judged; add items")
         schedule.plan_looks(1, every=self.every, looks=self.looks)
         schedule.check_budget(self.budget)

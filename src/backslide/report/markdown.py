@@ -31,7 +31,9 @@ def render(summary: Summary) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(percent=percent, points=points, number=number, level=level, fine=fine)
+    environment.filters.update(
+        percent=percent, points=points, number=number, level=level, fine=fine, amount=amount, accepted=accepted
+    )
     template = environment.get_template("report.md.j2")
     final = {outcome.id for outcome in summary.final.outcomes} if summary.final is not None else None
     return template.render(
@@ -64,9 +66,21 @@ def points(share: float | None) -> Safe:
     return Safe("&gt;0" if 0 < share < 1e-9 else f"{share * 100:+.1f}".replace("-", "−"))
 
 
-def fine(share: float) -> Safe:
-    """A small share in percentage points."""
-    return Safe(f"{share * 100:.2g}")
+def amount(value: float | None, unit: str) -> Safe:
+    """A drop or bound: a share in percentage points, or drift in nats a token."""
+    if unit != "drift" or value is None or not math.isfinite(value) or 0 < value < 1e-9:
+        return points(value)
+    return Safe(f"{value:+.3f}".replace("-", "−"))
+
+
+def accepted(tolerance: float, unit: str) -> Safe:
+    """A tolerance."""
+    return Safe(f"{tolerance:g} nats a token") if unit == "drift" else percent(tolerance)
+
+
+def fine(size: float, unit: str) -> Safe:
+    """A small drop."""
+    return Safe(f"{size:.2g} nats a token") if unit == "drift" else Safe(f"{size * 100:.2g} points")
 
 
 def number(value: float | None, digits: int = 2) -> Safe:

@@ -130,6 +130,11 @@ class Summary:
         return (("Gate half", self.rows), ("Monitor half, the final weights", rows_of(self.verdict.beside)))
 
     @property
+    def drifts(self) -> bool:
+        """Whether a row is about drift from the base."""
+        return any(row.unit == "drift" for _, rows in self.tables for row in rows)
+
+    @property
     def replies(self) -> tuple[Reply, ...]:
         """The open questions with the replies before and after."""
         questions = self.config.get("questions", {})

@@ -36,8 +36,8 @@ def verdict_table(verdict: Verdict) -> Table:
             str(row.items),
             _value(row, row.baseline),
             _value(row, row.candidate),
-            _points(row.drop),
-            f"{_points(row.lower)} to {_points(row.upper)}",
+            _amount(row, row.drop),
+            f"{_amount(row, row.lower)} to {_amount(row, row.upper)}",
             _count(row.lost),
             _count(row.won),
             _points(row.soft.drop) if row.soft is not None else "–",
@@ -158,13 +158,20 @@ def _flips(verdict: Verdict) -> str:
 
 def _drop(verdict: Verdict) -> str:
     row = main_row(verdict)
-    return f"{_points(row.drop)} ({_points(row.lower)} to {_points(row.upper)})" if row else "–"
+    return f"{_amount(row, row.drop)} ({_amount(row, row.lower)} to {_amount(row, row.upper)})" if row else "–"
 
 
 def _value(row: CapabilityVerdict, value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.1%}" if row.unit == "accuracy" else f"{value:.3f}"
+
+
+def _amount(row: CapabilityVerdict, value: float | None) -> str:
+    """A drop or bound: in points, or for drift in nats a token."""
+    if row.unit != "drift" or value is None or not math.isfinite(value) or 0 < value < BARELY:
+        return _points(value)
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def _points(value: float | None) -> str:

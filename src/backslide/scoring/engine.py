@@ -30,7 +30,7 @@ from backslide.scoring.requests import Asked, ask
 from backslide.scoring.runner import Pack, Runner, default_batch
 from backslide.scoring.session import session
 from backslide.scoring.work import Keep, Progress, Work, together
-from backslide.suite.item import AnswerItem, ChoiceItem, Item, TextItem
+from backslide.suite.item import AnswerItem, ChoiceItem, Item, OpenItem, TextItem
 from backslide.suite.matching import matches
 from backslide.suite.suite import Part, Suite
 from backslide.version import __version__
@@ -124,7 +124,7 @@ class Scorer:
             model: a Hugging Face causal language model; it is left exactly as found.
             part: which half; `all` measures the halves one after the other, each in its own packing.
             adapters: False measures the base under a PEFT model.
-            replies: also take the replies to `open` items, all of them whatever the part.
+            replies: also take the replies to `open` items without a reference, all of them whatever the part.
             only: ids of items; of the part only the packs that hold one of them are measured, each as a whole, so
                 that every item has the very scores that it has when all are measured (see `packs`).
             probe: also score the accepted answer of each `answer` item beside others (see `backslide.scoring.probe`);
@@ -143,10 +143,10 @@ class Scorer:
         ranks = ranks or Ranks()
         groups: list[tuple[str, tuple[Item, ...], Collection[str] | None]] = []
         for half in ("monitor", "gate") if part == "all" else (part,):
-            # An open item has no right answer, so it neither steers nor judges: it is in no half.
-            groups.append((f"{half} half", tuple(i for i in self.suite.part(half) if i.kind != "open"), only))
+            # An open item without a reference has nothing to be judged by: it neither steers nor judges, in no half.
+            groups.append((f"{half} half", tuple(item for item in self.suite.part(half) if item.judged), only))
         if replies:
-            groups.append(("open questions", tuple(item for item in self.suite.items if item.kind == "open"), None))
+            groups.append(("open questions", tuple(item for item in self.suite.items if not item.judged), None))
         work = Work(dict(known or {}), keep or (lambda _: None), progress)
         with session(model, self.tokenizer, adapters=adapters):
             header = header or self.header(model, part=part, adapters=adapters, name=name, step=step)
@@ -172,13 +172,13 @@ class Scorer:
         the replies to `open` items, which decide nothing. In fp32 batches differ by less than anything that counts.
         """
         record = self.measure(model, part=part, adapters=adapters, **more)
-        if is_exact(model):
+        half: Part = "gate" if part == "gate" else "monitor"
+        if is_exact(model) or not any(item.judged for item in self.suite.part(half)):
             return record
         sizes = {name: -(-record.header.conditions[name] // 2) for name in ("row_tokens", "batch_tokens")}
         other = Scorer(self.suite, model, self.tokenizer, dataclasses.replace(self.settings, **sizes))
         other.runner.layout = self.runner.layout
         other.runner.prompts = -(-self.runner.prompts // 2)
-        half: Part = "gate" if part == "gate" else "monitor"
         shared = {name: more[name] for name in ("ranks", "progress") if name in more}
         again = other.measure(model, part=half, adapters=adapters, replies=False, **shared)
         cost = {name: value + again.header.cost[name] for name, value in record.header.cost.items()}
@@ -206,7 +206,7 @@ class Scorer:
         """A record that says what would be asked, without outcomes: pairing it tells early whether a baseline fits."""
         blank = []
         for half in ("monitor", "gate") if part == "all" else (part,):
-            items = tuple(item for item in self.suite.part(half) if item.kind != "open")
+            items = tuple(item for item in self.suite.part(half) if item.judged)
             asked = self._ask(f"{half} half", items)
             blank += [_blank(item, asked.digests[item.id]) for item in items]
         return Record(self.header(model, part=part, adapters=adapters), tuple(blank))
@@ -218,12 +218,12 @@ class Scorer:
     def prepare(self) -> None:
         """Write down now all that will be asked: a chat template may depend on the day."""
         for half in ("monitor", "gate"):
-            self._ask(f"{half} half", tuple(item for item in self.suite.part(half) if item.kind != "open"))
-        self._ask("open questions", tuple(item for item in self.suite.items if item.kind == "open"))
+            self._ask(f"{half} half", tuple(item for item in self.suite.part(half) if item.judged))
+        self._ask("open questions", tuple(item for item in self.suite.items if not item.judged))
 
     def packs(self, model: Any, part: Part) -> list[Pack]:
         """The packs of a half: what can be looked at by itself. An item is in one pack."""
-        asked = self._ask(f"{part} half", tuple(item for item in self.suite.part(part) if item.kind != "open"))
+        asked = self._ask(f"{part} half", tuple(item for item in self.suite.part(part) if item.judged))
         model = uncompiled(model)
         with session(model, self.tokenizer):
             return self.runner.packs(model, asked.requests, asked.prompts, name=f"{part} half")
@@ -248,9 +248,11 @@ class Scorer:
 
         def scored(pack: frozenset[str], scores: Mapping[int, Score]) -> None:
             of: dict[str, list[Score]] = {id: [] for id in pack}
+            lengths = dict.fromkeys(pack, 0)
             for place in sorted(scores):
                 of[asked.requests[place].item].append(scores[place])
-            work.done([outcome(by_id[id], asked.digests[id], of[id], {}) for id in sorted(pack)])
+                lengths[asked.requests[place].item] += len(asked.requests[place].targets)
+            work.done([outcome(by_id[id], asked.digests[id], of[id], {}, lengths[id]) for id in sorted(pack)])
 
         work.tokens += self.runner.score(
             model, asked.requests, name=name, only=todo, progress=advance, finished=scored
@@ -304,8 +306,8 @@ class Scorer:
         }
 
 
-def outcome(item: Item, digest: str, scores: list[Score], said: Mapping[str, str]) -> Outcome:
-    """What the scores and replies of one item amount to."""
+def outcome(item: Item, digest: str, scores: list[Score], said: Mapping[str, str], tokens: int = 0) -> Outcome:
+    """What the scores and replies of one item amount to; `tokens` is how many of them were scored."""
     values = tuple(score.logprob if math.isfinite(score.logprob) else None for score in scores)
     blank = _blank(item, digest)
     if isinstance(item, ChoiceItem):
@@ -326,6 +328,8 @@ def outcome(item: Item, digest: str, scores: list[Score], said: Mapping[str, str
     if isinstance(item, TextItem):
         total = sum(value for value in values if value is not None) if None not in values else None
         return dataclasses.replace(blank, scores=(total,), bytes=len(item.text.encode()))
+    if isinstance(item, OpenItem) and item.judged:
+        return dataclasses.replace(blank, scores=values, tokens=tokens)
     reply = said[item.id]
     right = matches(reply, item.answers, item.match) if isinstance(item, AnswerItem) else None
     return dataclasses.replace(blank, correct=right, reply=reply)

@@ -6,7 +6,7 @@ A request is a context and a continuation in token ids; its score is the log-lik
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class Request:
     item: str
     """Id of the item that asks."""
     index: int
-    """Which choice of the item, or which window of its text."""
+    """Which choice of the item, or which window of its text; 0 for a reference."""
     fed: Tokens
     """What the model is fed: context and continuation without its last token."""
     targets: Tokens
@@ -56,8 +56,9 @@ class Asked:
 def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, max_new_tokens: int = 0) -> Asked:
     """Write down what `items` ask.
 
-    Choice and answer prompts go through the tokenizer's chat template when `chat` is true, the choice being the
-    assistant's reply; else they read `Question: … Answer:` on two lines and the choice follows after a space.
+    Prompts go through the tokenizer's chat template when `chat` is true, the choice or reference being the assistant's
+    reply; else they read `Question: … Answer:` on two lines and the choice or reference follows after a space. An
+    open item with a reference asks for its log-likelihood, one without for a reply.
 
     Args:
         items: what to ask.
@@ -79,7 +80,18 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
     cut: dict[str, None] = {}
     requests += continuations(tokenizer, owners, pairs, max_length, cut=cut)
 
-    replying = [item for item in asked if not isinstance(item, ChoiceItem)]
+    referring = [item for item in asked if isinstance(item, OpenItem) and item.judged]
+    beginnings: list[str] = []
+    for item, (before, after) in zip(referring, _replies(tokenizer, referring, contexts, delimiter), strict=True):
+        if not after or len(after) > max_length:
+            size = "is longer than the model's {max_length} tokens" if after else "becomes no token with this tokenizer"
+            raise SuiteError(f"item {item.id}: the reference {size.format(max_length=max_length)}")
+        if len(before) + len(after) > max_length + 1:
+            beginnings.append(item.id)
+        requests.append(Request(item.id, 0, (before + after)[-(max_length + 1) :][:-1], after))
+
+    # A reference is scored, not made anew: replies to all of a user's prompts would cost more than the rest of a look.
+    replying = [item for item in asked if isinstance(item, AnswerItem) or not item.judged]
     if replying and max_new_tokens >= max_length:
         raise ModelError(
             f"a reply may have max_new_tokens = {max_new_tokens} tokens, but max_length is {max_length}: nothing is "
@@ -102,7 +114,11 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
     long = [item.id for item, tokens in zip(replying, encoded, strict=True) if len(tokens) > room]
     notes = [
         f"{len(ids)} {what} longer than {size} tokens and lose their beginning, such as {ids[0]!r}"
-        for ids, what, size in ((long, "prompts are", room), (list(cut), "items with their choices are", max_length))
+        for ids, what, size in (
+            (long, "prompts are", room),
+            (list(cut), "items with their choices are", max_length),
+            (beginnings, "prompts with their references are", max_length),
+        )
         if ids
     ]
     return Asked(tuple(requests), tuple(prompts), {id: h.hexdigest()[:16] for id, h in digests.items()}, tuple(notes))
@@ -138,6 +154,24 @@ def continuations(
             cut[owner] = None
         requests.append(Request(owner, index, (context + continuation)[-(max_length + 1) :][:-1], continuation))
     return requests
+
+
+def _replies(
+    tokenizer: Any, items: Sequence[OpenItem], contexts: Mapping[str, str], delimiter: str
+) -> list[tuple[Tokens, Tokens]]:
+    """Prompt and reference in tokens, the prompt just as it stood when the reply was made.
+
+    Not split as choices are: white space at the end of a chat template would become the reference's first token.
+    """
+    befores = encode(tokenizer, [contexts[item.id] for item in items])
+    afters = [f"{delimiter}{item.reference}" for item in items]
+    wholes = encode(tokenizer, [contexts[item.id] + after for item, after in zip(items, afters, strict=True)])
+    alone = encode(tokenizer, afters, special=False)
+    return [
+        # Where both grow together into other tokens, the reference is encoded by itself.
+        (before, whole[len(before) :] if whole[: len(before)] == before else own)
+        for before, whole, own in zip(befores, wholes, alone, strict=True)
+    ]
 
 
 def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:

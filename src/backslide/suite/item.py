@@ -7,7 +7,8 @@ their dictionaries are the lines of a suite file::
      "prompt": "What is the capital of Japan?", "choices": ["Seoul", "Tokyo"], "gold": 1}
     {"id": "sums/7", "kind": "answer", "capability": "sums", "prompt": "7+5?", "answers": ["12"], "match": "number"}
     {"id": "prose/1", "kind": "text", "capability": "prose", "text": "It was a bright cold day …"}
-    {"id": "chat/1", "kind": "open", "capability": "chat", "prompt": "How do you boil water?"}
+    {"id": "chat/1", "kind": "open", "capability": "chat", "prompt": "How do you boil water?",
+     "reference": "Fill a kettle, switch it on and wait."}
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ class Item:
         self._text("capability")
         if self.cluster is not None:
             self._text("cluster")
+
+    @property
+    def judged(self) -> bool:
+        """Whether a verdict is given on the item, so that it belongs to a half of the suite."""
+        return True
 
     def _text(self, field: str) -> None:
         value = getattr(self, field)
@@ -149,10 +155,19 @@ class OpenItem(Item):
     kind: ClassVar[str] = "open"
 
     prompt: str
+    reference: str | None = None
+    """What the base model replied: how probable it stays is measured. None: the replies are shown, not judged."""
 
     def __post_init__(self) -> None:
         Item.__post_init__(self)
         self._text("prompt")
+        if self.reference is not None:
+            self._text("reference")
+
+    @property
+    def judged(self) -> bool:
+        """Only with a reference: without one there is nothing to measure."""
+        return self.reference is not None
 
 
 KINDS: dict[str, type[Item]] = {cls.kind: cls for cls in (ChoiceItem, AnswerItem, TextItem, OpenItem)}

@@ -1,0 +1,95 @@
+"""`backslide suite`: the verbs about what is asked."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from backslide.cli.options import DtypeOption, Format, FormatOption
+from backslide.cli.screen import Screen
+from backslide.errors import ConfigError
+
+suite_app = typer.Typer(help="What a suite holds, and suites of your own.", no_args_is_help=True)
+
+
+class Kind(str, enum.Enum):
+    """What is made of questions with answers, or of a data set."""
+
+    answer = "answer"
+    choice = "choice"
+    text = "text"
+    open = "open"
+
+
+@suite_app.command("new")
+def suite_new(
+    qa: Annotated[Path | None, typer.Option(help="Questions with answers: .jsonl, .csv or .tsv.")] = None,
+    texts: Annotated[Path | None, typer.Option(help="Texts: .txt (paragraphs), .jsonl, .csv or .tsv.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts: .txt (a line each), .jsonl, .csv or .tsv.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="A Hugging Face data set: hub name or folder.")] = None,
+    model: Annotated[str | None, typer.Option(help="With --prompts: the base model, whose replies are kept.")] = None,
+    kind: Annotated[
+        Kind | None, typer.Option(help="Items to make of --qa (answer or choice) or --dataset; default: answer.")
+    ] = None,
+    capability: Annotated[str | None, typer.Option(help="Name of the capability; default: that of the source.")] = None,
+    out: Annotated[Path, typer.Option(help="The suite's file.")] = Path("suite.jsonl"),
+    question_column: Annotated[str | None, typer.Option(help="Column with the question or prompt.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="Column with the answer or the accepted answers.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column with the text.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Subset (configuration) of the data set.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Keep so many items at most, chosen by hash.")] = None,
+    reply_tokens: Annotated[int, typer.Option(help="With --model: tokens of a reply at most.")] = 64,
+    dtype: DtypeOption = "auto",
+    form: FormatOption = Format.text,
+) -> None:
+    """Make a suite of your own material: no answers needed with --prompts and --model."""
+    files = {"--qa": qa, "--texts": texts, "--prompts": prompts}
+    given = [*(name for name, file in files.items() if file is not None), *(["--dataset"] if dataset else [])]
+    if len(given) != 1:
+        said = " and ".join(given) or "nothing"
+        raise ConfigError(f"a suite is made of one source, {said} is given; give one of {', '.join(files)}, --dataset")
+    allowed = {"--qa": ("answer", "choice"), "--texts": ("text",), "--prompts": ("open",)}.get(given[0])
+    chosen = kind.value if kind is not None else (allowed or ("answer",))[0]
+    if allowed is not None and chosen not in allowed:
+        raise ConfigError(f"{given[0]} makes items of kind {' or '.join(allowed)}, not {chosen}; leave --kind out")
+    file = files.get(given[0])
+    if file is not None and out.exists() and out.resolve() == file.resolve():
+        raise ConfigError(f"--out is {out}, the very file that is read; give the suite another name")
+    if out.is_dir():
+        raise ConfigError(f"--out is {out}, a folder; give a file, such as {out / 'suite.jsonl'}")
+    from backslide.own import Source, make_suite
+
+    source = Source(
+        kind=cast("Any", chosen), file=file, dataset=dataset, subset=subset, split=split, question=question_column,
+        answer=answer_column, text=text_column,
+    )  # fmt: skip
+    screen = Screen(as_json=form is Format.json)
+    with screen.working():
+        suite = make_suite(
+            source, capability=capability, model=model, dtype=dtype, tokens=reply_tokens, limit=limit,
+            say=screen.say, progress=screen.progress,
+        )  # fmt: skip
+    suite.save(out)
+    halves = {half: len(suite.part(half)) for half in ("monitor", "gate")}
+    judged = sum(item.judged for item in suite.items)
+    screen.show(
+        f"{len(suite.items)} items of kind {suite.items[0].kind} ({halves['monitor']} monitor, {halves['gate']} gate), "
+        f"hash {suite.hash[:12]} → {out}"
+    )
+    if not judged:
+        screen.show("without references they are shown, not judged; give --model BASE to measure drift from it")
+    screen.result(
+        {
+            "suite": str(out),
+            "hash": suite.hash,
+            "kind": suite.items[0].kind,
+            "capability": suite.items[0].capability,
+            "items": len(suite.items),
+            "judged": judged,
+            **halves,
+        }
+    )
