@@ -49,9 +49,12 @@ def written(tmp_path: Path, text: str) -> Path:
         (changed(id="first"), r"the id 'first' was used before, at .*s\.jsonl:1"),
         (changed(id=7), "id is 7, text is needed"),
         (changed(id=" "), "id is empty"),
-        (changed(kind="chioce"), "kind is 'chioce', one of choice, answer, text, open is needed"),
+        (
+            changed(kind="chioce"),
+            "kind is 'chioce', one of choice, answer, text, open, continuation, generation is needed",
+        ),
         (changed(kind=["choice"]), r"kind is \['choice'\], one of choice"),
-        (changed(drop="kind"), "has no kind; one of choice, answer, text, open is needed"),
+        (changed(drop="kind"), "has no kind; one of choice, answer, text, open, continuation, generation is needed"),
         (changed(promt="p"), "unknown key 'promt' in an item of kind choice; did you mean 'prompt'"),
         (changed(drop="choices", choises=["x", "y"]), "unknown key 'choises' .*did you mean 'choices'"),
         (changed(zzz=1), "unknown key 'zzz' .*it takes id, capability, cluster, prompt, choices, gold"),
@@ -86,7 +89,7 @@ def test_an_empty_suite(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_suite_names_what_may_be_given(tmp_path: Path) -> None:
-    with pytest.raises(SuiteError, match=r"no such suite; give a \.jsonl file, a folder of them, or 'repertoire'"):
+    with pytest.raises(SuiteError, match=r"no such suite; give a \.jsonl file, a folder of them, 'repertoire' or 'lm-eval:TASK'"):
         Suite.load(tmp_path / "none.jsonl")
     with pytest.raises(SuiteError, match=r"the folder has no \.jsonl file"):
         Suite.load(tmp_path)
