@@ -350,7 +350,7 @@ def test_the_command_line(
     model = str(tiny_folder)
     asked = [*suite, "--apply_chat_template"]
     assert backslide(monkeypatch, "baseline", model, "--out", "b.jsonl", *asked, "--lm-eval-out", "theirs") == 0
-    assert Record.load("b.jsonl").header.suite == "lm-eval:local num_fewshot=2 limit=20.0 apply_chat_template=True"
+    assert Record.load("b.jsonl").header.suite == "lm-eval:local num_fewshot=2 limit=20 apply_chat_template=True"
     for baseline in ("b.jsonl", "theirs"):
         # 20 items prove nothing.
         assert backslide(monkeypatch, "check", model, "--baseline", baseline, "--part", "all", *asked) == 3

@@ -80,7 +80,11 @@ class TaskOptions:
     def given(self) -> list[str]:
         """What differs from lm-eval's own, as words such as `num_fewshot=5`; not where the files are."""
         chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return [f"{name}={value}" for name, value in chosen.items() if value is not None and value is not False]
+        return [
+            f"{name}={f'{value:g}' if isinstance(value, float) else value}"
+            for name, value in chosen.items()
+            if value is not None and value is not False
+        ]
 
     @property
     def multiturn(self) -> bool:
