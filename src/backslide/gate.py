@@ -62,7 +62,7 @@ def take_baseline(
     if above is not None and not above.is_dir():
         raise RecordError(f"{out}: cannot be written, since {above} is a file; give another path")
     chosen, loaded = _load(suite, tasks, model, dtype, say)
-    writes = check_out(chosen, part) if lm_eval_out is not None else None
+    writes = check_out(chosen, part, lm_eval_out) if lm_eval_out is not None else None
     loaded = loaded or load_model(model, dtype=dtype, say=say)
     scorer = Scorer(chosen, loaded.model, loaded.tokenizer, Settings(chat=chat))
     record = scorer.baseline(loaded.model, part=part, name=model, progress=progress)

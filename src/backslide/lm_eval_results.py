@@ -30,8 +30,10 @@ Answers = Pairs | str
 """To one item: log-likelihood (nats) and greedy flag of each continuation, or of the text; or the reply."""
 
 
-def check_out(suite: Suite, part: str) -> TaskSuite:
-    """The suite, if its results can be written in lm-eval's layout; `ConfigError` if not."""
+def check_out(suite: Suite, part: str, out: str | Path) -> TaskSuite:
+    """The suite, if its results can be written in lm-eval's layout under `out`; `ConfigError` if not."""
+    if Path(out).exists() and not Path(out).is_dir():
+        raise ConfigError(f"lm-eval-out is {str(out)!r}, which is a file; give a folder")
     if not isinstance(suite, TaskSuite):
         raise ConfigError(
             f"lm-eval-out is for lm-eval's tasks, and the suite is {suite.name!r}; use --suite lm-eval:TASK"

@@ -365,6 +365,7 @@ def test_the_command_line(
         (["check", model, "--baseline", "b.jsonl", *suite], "the baseline was measured on the suite lm-eval:local"),
         (["baseline", model, "--lm-eval-out", "x"], "lm-eval-out is for lm-eval's tasks"),
         (["baseline", model, *suite, "--part", "gate", "--lm-eval-out", "x"], "lm-eval-out needs all documents"),
+        (["baseline", model, *suite, "--lm-eval-out", "b.jsonl"], "lm-eval-out is 'b.jsonl', which is a file"),
     ):
         assert backslide(monkeypatch, *words) == 2
         lines = capsys.readouterr().err.strip().splitlines()
