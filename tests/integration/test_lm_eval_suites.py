@@ -122,6 +122,36 @@ def test_shots_and_a_system_message(shots: int, model: Any, tmp_path: Path) -> N
     assert load_lm_eval("local", dataclasses.replace(suite.options, num_fewshot=1)).hash != suite.hash
 
 
+@pytest.mark.parametrize("names", ["both", "parts", "part_*", "part_a,local"])
+def test_groups_tags_patterns_and_lists(names: str, model: Any, tmp_path: Path) -> None:
+    """Each task is a capability; a group has its results beside them, standard errors too."""
+    import yaml
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    local_task(tmp_path, CHOICE)
+    config = yaml.safe_load((tmp_path / "local.yaml").read_text())
+    for name, shots in (("part_a", 2), ("part_b", 0)):
+        own = {**config, "task": name, "tag": "parts", "num_fewshot": shots}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(own))
+    group = {"group": "both", "task": ["part_a", "part_b"], "aggregate_metric_list": [{"metric": "acc"}]}
+    (tmp_path / "group.yaml").write_text(yaml.safe_dump(group))
+
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    there: Any = simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tiny_tokenizer(), batch_size=4),
+        tasks=sorted(manager.match_tasks(names.split(","))),
+        task_manager=manager,
+        limit=10,
+    )
+    suite = load_lm_eval(names, TaskOptions(include_path=tmp_path, limit=10))
+    here = replay(Scorer(suite, model, tiny_tokenizer()).measure(model), suite)
+    assert here["results"] == there["results"] and here.get("groups") == there.get("groups")
+    assert set(suite.capabilities) == set(here["results"]) - {"both"}
+    assert set(suite.capabilities.values()) == {10}
+
+
 def test_a_task_set_to_no_shots_stays_there(tmp_path: Path) -> None:
     fixed = {**CHOICE, "num_fewshot": 0}
     assert ours(tmp_path, fixed, num_fewshot=3).hash == ours(tmp_path, fixed).hash
