@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from backslide.errors import MismatchError, RecordError
 from backslide.judge import judge
-from backslide.models import load_model
+from backslide.lm_eval_results import Answers, Samples, check_out, read_samples, write_results
+from backslide.models import Loaded, load_model
 from backslide.record import Record, pair
 from backslide.report.markdown import write_report
 from backslide.rundir import RunFolder
-from backslide.scoring.engine import Scorer, Settings, versions
+from backslide.scoring.engine import Scorer, Settings, outcome, versions
+from backslide.scoring.execute import Score
 from backslide.scoring.work import Progress
 from backslide.suite.item import OpenItem
+from backslide.suite.lm_eval import TaskOptions
 from backslide.suite.suite import Part, Suite
 from backslide.verdict import Level, Tolerance, Verdict
 
@@ -30,6 +33,8 @@ def take_baseline(
     part: Part = "all",
     dtype: str = "auto",
     chat: bool | None = None,
+    tasks: TaskOptions | None = None,
+    lm_eval_out: str | Path | None = None,
     say: Say | None = None,
     progress: Progress | None = None,
 ) -> Record:
@@ -42,6 +47,8 @@ def take_baseline(
         part: which half of it.
         dtype: see `load_model`.
         chat: ask through the chat template; None: where there is one.
+        tasks: how lm-eval's tasks are asked.
+        lm_eval_out: folder for the results in lm-eval's own layout too, where the suite is made of its tasks.
         say: told what the user should know.
         progress: called while items are scored.
 
@@ -54,12 +61,17 @@ def take_baseline(
     above = next((folder for folder in out.parents if folder.exists()), None)
     if above is not None and not above.is_dir():
         raise RecordError(f"{out}: cannot be written, since {above} is a file; give another path")
-    chosen = suite if isinstance(suite, Suite) else Suite.load(suite)
-    loaded = load_model(model, dtype=dtype, say=say)
+    chosen, loaded = _load(suite, tasks, model, dtype, say)
+    writes = check_out(chosen, part, lm_eval_out) if lm_eval_out is not None else None
+    loaded = loaded or load_model(model, dtype=dtype, say=say)
     scorer = Scorer(chosen, loaded.model, loaded.tokenizer, Settings(chat=chat))
     record = scorer.baseline(loaded.model, part=part, probe=True, name=model, progress=progress)
     _tell(record, say)
     record.save(out)
+    if lm_eval_out is not None and writes is not None:
+        folder = write_results(record, writes, lm_eval_out, loaded.tokenizer)
+        if say is not None:
+            say(f"lm-eval's layout → {folder}")
     return record
 
 
@@ -73,6 +85,7 @@ def check_model(
     drift: float = 0.1,
     alpha: float = 0.05,
     out: str | Path | None = None,
+    tasks: TaskOptions | None = None,
     say: Say | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
@@ -80,13 +93,14 @@ def check_model(
 
     Args:
         model: anything that `load_model` takes.
-        baseline: the record of the base model, or its file.
+        baseline: the record of the base model, its file, or a folder that lm-eval wrote with `--log_samples`.
         suite: the suite of the baseline, or where to read it.
         part: which items decide.
         tolerance: accepted drop in accuracy of a capability, as a share.
         drift: accepted drift from the base, in nats a token of its own replies.
         alpha: probability of a false `regressed`, and of a false `retained` of each capability.
         out: folder for a run folder with a report; None writes nothing.
+        tasks: how lm-eval's tasks are asked.
         say: told what the user should know.
         progress: called while items are scored.
 
@@ -94,17 +108,27 @@ def check_model(
         InputError: model, suite, baseline or numbers are wrong, or they do not fit together.
     """
     level, accepted = Level(fail=alpha, passing=alpha), Tolerance(accuracy=tolerance, drift=drift)
-    old = baseline if isinstance(baseline, Record) else Record.load(baseline)
-    chosen = suite if isinstance(suite, Suite) else Suite.load(suite)
-    if chosen.hash != old.header.suite_hash:
+    given: Record | Samples
+    if isinstance(baseline, Record):
+        given = baseline
+    else:
+        given = read_samples(baseline) if Path(baseline).is_dir() else Record.load(baseline)
+    dtype = (given.dtype if isinstance(given, Samples) else given.header.conditions.get("dtype")) or "auto"
+    chosen, loaded = _load(suite, tasks, model, str(dtype), say)
+    # What does not fit is refused before the model is loaded, where that can be seen.
+    if isinstance(given, Samples):
+        answers = given.answers(chosen)
+    elif chosen.hash != given.header.suite_hash:
         raise MismatchError(
-            f"the baseline was measured on the suite {old.header.suite} ({old.header.suite_hash[:12]}), not on "
+            f"the baseline was measured on the suite {given.header.suite} ({given.header.suite_hash[:12]}), not on "
             f"{chosen.name} ({chosen.hash[:12]}); name the baseline's suite with --suite, or measure it again"
         )
     if out is not None and Path(out).is_file():
         raise RecordError(f"{out}: is a file; give a folder for the report")
-    loaded = load_model(model, dtype=str(old.header.conditions.get("dtype", "auto")), say=say)
-    scorer = Scorer(chosen, loaded.model, loaded.tokenizer, _settings(old))
+    loaded = loaded or load_model(model, dtype=str(dtype), say=say)
+    settings = Settings() if isinstance(given, Samples) else _settings(given)
+    scorer = Scorer(chosen, loaded.model, loaded.tokenizer, settings)
+    old = _answered(given, answers, scorer, loaded) if isinstance(given, Samples) else given
     # What does not fit is refused before minutes are spent on scoring.
     pair(old, scorer.unanswered(loaded.model, part=part))
     probe = any(outcome.kind == "answer" and outcome.scores for outcome in old.outcomes)
@@ -131,6 +155,37 @@ def check_model(
         run.save_verdict(verdict)
         write_report(run)
     return verdict
+
+
+def _load(
+    suite: Suite | str, tasks: TaskOptions | None, model: str, dtype: str, say: Say | None
+) -> tuple[Suite, Loaded | None]:
+    """The suite, and the model where the suite needs its tokenizer: else a suite that is wrong is seen without it."""
+    if isinstance(suite, Suite):
+        return suite, None
+    if tasks is None or not tasks.apply_chat_template:
+        return Suite.load(suite, tasks), None
+    loaded = load_model(model, dtype=dtype, say=say)
+    return Suite.load(suite, tasks, loaded.tokenizer), loaded
+
+
+def _answered(samples: Samples, answers: Mapping[str, Answers], scorer: Scorer, loaded: Loaded) -> Record:
+    """A record of what lm-eval found: its own numbers, under the digests of what we ask."""
+    blank = scorer.unanswered(loaded.model, part="all")
+    items = {item.id: item for item in scorer.suite.items}
+    outcomes = []
+    for asked in blank.outcomes:
+        said = answers[asked.id]
+        scores = [] if isinstance(said, str) else [Score(value, greedy) for value, greedy in said]
+        replies = {asked.id: said} if isinstance(said, str) else {}
+        outcomes.append(outcome(items[asked.id], asked.request, scores, replies))
+    note = f"the baseline is lm-eval's own, read from {samples.folder}"
+    if samples.dtype != "float32":
+        note += f"; in {samples.dtype or 'an unknown dtype'} its backend rounds otherwise, which is not measured"
+    header = dataclasses.replace(
+        blank.header, model=samples.model, model_fingerprint=f"lm-eval:{samples.model}", notes=(note,)
+    )
+    return Record(header, tuple(outcomes))
 
 
 def _tell(record: Record, say: Say | None) -> None:

@@ -17,7 +17,7 @@ from backslide.errors import ConfigError, MismatchError
 from backslide.record import Outcome, Record
 from backslide.stats.expected import planned_drops, planned_flips
 from backslide.stats.power import items_needed, smallest_betting_drop, smallest_drop
-from backslide.suite.item import ChoiceItem, Item
+from backslide.suite.item import ChoiceItem, ContinuationItem, Item
 from backslide.suite.suite import Suite
 
 FLIP_RATE = 0.10
@@ -87,9 +87,11 @@ def reach(
         )
     groups: dict[str, list[Item]] = {}
     for item in suite.items:
-        if item.kind in ("choice", "answer"):
+        if item.kind not in ("text", "open"):
             groups.setdefault(item.capability, []).append(item)
-    soft = {name: all(isinstance(item, ChoiceItem) for item in items) for name, items in groups.items()}
+    soft = {
+        name: all(isinstance(item, (ChoiceItem, ContinuationItem)) for item in items) for name, items in groups.items()
+    }
     texts = {item.capability for item in suite.items if item.kind == "text"}
     replies = {item.capability for item in suite.items if item.kind == "open" and item.judged}
     tests = len(groups) + sum(soft.values()) + len(texts) + len(replies) + (len(groups) > 1)
@@ -155,7 +157,9 @@ def _expected(items: list[Item], baseline: Record | None, flip_rate: float) -> t
     """The flip rate, and drops in probability that show the spread to expect."""
     if baseline is not None:
         known = [(item, baseline.by_id[item.id]) for item in items if item.id in baseline.by_id]
-        sure = [(item, old) for item, old in known if isinstance(item, ChoiceItem) and old.p is not None]
+        sure = [
+            (item, old) for item, old in known if isinstance(item, (ChoiceItem, ContinuationItem)) and old.p is not None
+        ]
         if sure:
             p = np.array([old.p for _, old in sure], dtype=float)
             edge = np.array([_edge(item, old) for item, old in sure])
@@ -166,11 +170,12 @@ def _expected(items: list[Item], baseline: Record | None, flip_rate: float) -> t
     return flip_rate, spread
 
 
-def _edge(item: ChoiceItem, outcome: Outcome) -> float:
+def _edge(item: ChoiceItem | ContinuationItem, outcome: Outcome) -> float:
     """Probability on the gold choice at which it is as likely as the best other choice, the others in proportion."""
     finite = [score for score in outcome.scores if score is not None]
     best = max(finite)
     weights = [math.exp(score - best) for score in finite]
-    others = [weight for place, weight in enumerate(weights) if place != item.gold]
+    gold = item.gold if isinstance(item, ContinuationItem) else (item.gold,)
+    others = [weight for place, weight in enumerate(weights) if place not in gold]
     share = max(others) / math.fsum(others) if math.fsum(others) > 0 else 1.0
     return min(max(share / (1 + share), 1e-6), 1 - 1e-6)

@@ -13,13 +13,12 @@ import torch
 from backslide.errors import ModelError
 from backslide.testing import tiny_model, tiny_tokenizer
 from backslide_models import other_model
+from local_tasks import TASKS, WORDS, local_task
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 CLOSE = 1e-4
-FABLE = "the north wind and the sun were disputing which was the stronger when a traveller came along"
-WORDS = FABLE.split()
 
 
 def harness(model: Any, tokenizer: Any, **more: Any) -> Any:
@@ -200,63 +199,6 @@ def test_what_is_not_greedy_is_refused(option: dict[str, Any], model: Any) -> No
 
 
 # Whole tasks, through lm-eval's own evaluator.
-
-
-def local_task(folder: Path, config: dict[str, Any]) -> Any:
-    import yaml
-    from lm_eval.tasks import TaskManager
-
-    docs = [
-        {
-            "text": f"{WORDS[i % len(WORDS)]} {i}",
-            "options": [WORDS[(i * k + 3) % len(WORDS)] + " " + WORDS[k] for k in range(2 + i % 3)],
-            "gold": i % 2,
-        }
-        for i in range(24)
-    ]
-    (folder / "docs.jsonl").write_text("\n".join(json.dumps(doc) for doc in docs))
-    common = {
-        "task": "local",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "docs.jsonl")}, "cache_dir": str(folder / "cache")},
-        "test_split": "test",
-        "fewshot_split": "test",
-    }
-    (folder / "local.yaml").write_text(yaml.safe_dump(common | config))
-    return TaskManager(include_path=str(folder), include_defaults=False)
-
-
-CHOICE = {
-    "output_type": "multiple_choice",
-    "doc_to_text": "Q: {{text}}\nA:",
-    "doc_to_choice": "options",
-    "doc_to_target": "gold",
-    "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-}
-TASKS: dict[str, dict[str, Any]] = {
-    "multiple choice": CHOICE,
-    "few-shot": {**CHOICE, "num_fewshot": 3},
-    "few-shot, the first": {**CHOICE, "num_fewshot": 3, "fewshot_config": {"sampler": "first_n"}},
-    "last word": {
-        "output_type": "loglikelihood",
-        "doc_to_text": "{{text}}",
-        "doc_to_target": " {{options[0]}}",
-        "metric_list": [{"metric": "acc"}, {"metric": "perplexity"}],
-    },
-    "perplexity": {
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "{{text}} {{options[0]}}",
-        "metric_list": [{"metric": "word_perplexity"}, {"metric": "byte_perplexity"}, {"metric": "bits_per_byte"}],
-    },
-    "replies": {
-        "output_type": "generate_until",
-        "doc_to_text": "Q: {{text}}\nA:",
-        "doc_to_target": "{{options[0]}}",
-        "generation_kwargs": {"until": ["\n", "e"], "max_gen_toks": 8},
-        "metric_list": [{"metric": "exact_match"}],
-    },
-}
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -14,7 +15,7 @@ from backslide.planning import NOISE, reach
 from backslide.record import Outcome
 from backslide.stats.expected import planned_drops
 from backslide.stats.power import smallest_betting_drop, smallest_drop
-from backslide.suite.item import AnswerItem, ChoiceItem, TextItem
+from backslide.suite.item import AnswerItem, ChoiceItem, ContinuationItem, TextItem
 from backslide.suite.suite import Suite
 from builders import record
 
@@ -100,3 +101,22 @@ def test_numbers_out_of_range(options: dict[str, Any], says: str) -> None:
 def test_a_baseline_of_another_suite_is_refused() -> None:
     with pytest.raises(MismatchError, match="another|measured on the suite"):
         reach(SUITE, record(outcomes(0.7)))
+
+
+def test_continuations_are_planned_as_choices_are() -> None:
+    """The same pairs, asked word for word: nothing else in what a suite can prove."""
+    words = tuple(
+        ContinuationItem(
+            id=item.id, capability="choice", contexts=(item.prompt,), continuations=item.choices, gold=(0,)
+        )
+        for item in CHOICES
+    )
+    plain, other = Suite("s", CHOICES), Suite("s", words)
+    assert reach(plain) == reach(other)
+    assert reach(plain, record(outcomes(0.7), suite_hash=plain.hash)) == reach(
+        other, record(outcomes(0.7), suite_hash=other.hash)
+    )
+    # One continuation, right if it is what the model would say: there is no other to compare with.
+    alone = Suite("s", tuple(ContinuationItem(id=i.id, capability="choice", contexts=("p",), continuations=(" a",), gold=(0,), greedy=True) for i in CHOICES))  # fmt: skip
+    single = [dataclasses.replace(o, scores=o.scores[:1], greedy=o.greedy[:1]) for o in outcomes(0.7)]
+    assert reach(alone, record(single, suite_hash=alone.hash))[0].gate < 1

@@ -14,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backslide.errors import SuiteError
-from backslide.suite.item import AnswerItem, ChoiceItem, Item, Match, OpenItem, TextItem, item_from_dict
+from backslide.suite.item import (
+    AnswerItem,
+    ChoiceItem,
+    ContinuationItem,
+    Item,
+    Match,
+    OpenItem,
+    TextItem,
+    item_from_dict,
+)
 from backslide.suite.matching import fold, matches, numbers
 from backslide.suite.suite import Suite, half_of
 from builders import choice
@@ -22,6 +31,10 @@ from builders import choice
 GOOD: dict[str, Any] = {
     "id": "a", "kind": "choice", "capability": "c", "prompt": "p", "choices": ["x", "y", "z", "w"], "gold": 0,
 }  # fmt: skip
+CONTINUATION: dict[str, Any] = {
+    "id": "d", "kind": "continuation", "capability": "c", "contexts": [""], "continuations": [" x", " x", "y"], "gold": [],
+}  # fmt: skip
+GENERATION: dict[str, Any] = {"id": "e", "kind": "generation", "capability": "c", "prompt": "", "answers": ["12"]}
 ANSWER: dict[str, Any] = {"id": "b", "kind": "answer", "capability": "c", "prompt": "p", "answers": ["12"]}
 
 
@@ -49,9 +62,12 @@ def written(tmp_path: Path, text: str) -> Path:
         (changed(id="first"), r"the id 'first' was used before, at .*s\.jsonl:1"),
         (changed(id=7), "id is 7, text is needed"),
         (changed(id=" "), "id is empty"),
-        (changed(kind="chioce"), "kind is 'chioce', one of choice, answer, text, open is needed"),
+        (
+            changed(kind="chioce"),
+            "kind is 'chioce', one of choice, answer, text, open, continuation, generation is needed",
+        ),
         (changed(kind=["choice"]), r"kind is \['choice'\], one of choice"),
-        (changed(drop="kind"), "has no kind; one of choice, answer, text, open is needed"),
+        (changed(drop="kind"), "has no kind; one of choice, answer, text, open, continuation, generation is needed"),
         (changed(promt="p"), "unknown key 'promt' in an item of kind choice; did you mean 'prompt'"),
         (changed(drop="choices", choises=["x", "y"]), "unknown key 'choises' .*did you mean 'choices'"),
         (changed(zzz=1), "unknown key 'zzz' .*it takes id, capability, cluster, prompt, choices, gold"),
@@ -67,6 +83,21 @@ def written(tmp_path: Path, text: str) -> Path:
         (changed(cluster=""), "cluster is empty"),
         (changed(ANSWER, answers=[]), "answers has 0 entries, at least 1 needed"),
         (changed(ANSWER, match="fuzzy"), "match is 'fuzzy', one of exact, number, contains, regex is needed"),
+        (changed(CONTINUATION, gold=[3]), "gold has 3, but the item has 3 continuations, from 0"),
+        (changed(CONTINUATION, gold=[True]), r"gold is \[True\], a list of indices is needed"),
+        (changed(CONTINUATION, gold=0), "gold is 0, a list of indices is needed"),
+        (
+            changed(CONTINUATION, contexts=["a", "b"]),
+            "contexts has 2 entries, 1 or one for each of the 3 continuations",
+        ),
+        (changed(CONTINUATION, contexts="a"), "contexts is 'a', a list of texts is needed"),
+        (changed(CONTINUATION, continuations=[]), "continuations is .*, texts that are not empty are needed"),
+        (changed(CONTINUATION, continuations=["x", ""]), "continuations is .*, texts that are not empty are needed"),
+        (changed(CONTINUATION, contexts=["\ud83d"]), "contexts is .* half a surrogate pair"),
+        (changed(GENERATION, prompt=None), "prompt is None, text is needed"),
+        (changed(GENERATION, max_new_tokens=0), "max_new_tokens is 0, a whole number from 1 is needed"),
+        (changed(GENERATION, filters="{}"), "filters is '{}', JSON of a list is needed"),
+        (changed(GENERATION, metric="oops"), "metric is 'oops', JSON of a dict is needed"),
         (changed(ANSWER, match="regex", answers=["("]), r"answers has '\(', which is no regular expression"),
     ],
 )
@@ -75,6 +106,16 @@ def test_a_bad_line_is_named_with_file_line_thing_value_and_mend(tmp_path: Path,
     with pytest.raises(SuiteError, match=f"s\\.jsonl:3: {says}") as raised:
         Suite.load(path)
     assert str(raised.value).startswith(f"{path}:3: ") and "\n" not in str(raised.value)
+
+
+def test_items_that_are_asked_word_for_word(tmp_path: Path) -> None:
+    """An empty context, the same continuation twice and no right one are what lm-eval may ask."""
+    first, second = Suite.load(written(tmp_path, changed(CONTINUATION) + changed(GENERATION))).items
+    assert isinstance(first, ContinuationItem)
+    assert first.pairs == [("", " x"), ("", " x"), ("", "y")]
+    assert first.to_dict() == CONTINUATION and second.to_dict() == GENERATION
+    several = ContinuationItem(id="a", capability="c", contexts=("p", "q"), continuations=(" x", " x"), gold=(1,))
+    assert several.pairs == [("p", " x"), ("q", " x")]
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
@@ -86,7 +127,9 @@ def test_an_empty_suite(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_suite_names_what_may_be_given(tmp_path: Path) -> None:
-    with pytest.raises(SuiteError, match=r"no such suite; give a \.jsonl file, a folder of them, or 'repertoire'"):
+    with pytest.raises(
+        SuiteError, match=r"no such suite; give a \.jsonl file, a folder of them, 'repertoire' or 'lm-eval:TASK'"
+    ):
         Suite.load(tmp_path / "none.jsonl")
     with pytest.raises(SuiteError, match=r"the folder has no \.jsonl file"):
         Suite.load(tmp_path)

@@ -42,7 +42,44 @@ class Part(str, enum.Enum):
 ModelArgument = Annotated[
     str, typer.Argument(help="A model folder, adapter folder, hub id, or smollm2-135m-instruct.", show_default=False)
 ]
-SuiteOption = Annotated[str, typer.Option(help="'repertoire', a .jsonl file, or a folder of them.")]
+SuiteOption = Annotated[
+    str,
+    typer.Option(help="'repertoire', a .jsonl file, a folder of them, or lm-eval's tasks: 'lm-eval:piqa,boolq'."),
+]
+TASKS = "lm-eval's tasks"
+IncludePathOption = Annotated[
+    Path | None,
+    typer.Option("--include-path", "--include_path", help="A folder of task files.", rich_help_panel=TASKS),
+]
+FewshotOption = Annotated[
+    int | None,
+    typer.Option("--num-fewshot", "--num_fewshot", help="Examples before each document.", rich_help_panel=TASKS),
+]
+LimitOption = Annotated[
+    float | None,
+    typer.Option("--limit", "-L", help="Documents of each task; below 1: a share.", rich_help_panel=TASKS),
+]
+TemplateOption = Annotated[
+    bool,
+    typer.Option(
+        "--apply-chat-template", "--apply_chat_template", help="Ask through the chat template.", rich_help_panel=TASKS
+    ),
+]
+MultiturnOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--fewshot-as-multiturn/--no-fewshot-as-multiturn",
+        "--fewshot_as_multiturn/--no_fewshot_as_multiturn",
+        help="Examples as turns of the chat; default: with the chat template.",
+        rich_help_panel=TASKS,
+    ),
+]
+SystemOption = Annotated[
+    str | None,
+    typer.Option("--system-instruction", "--system_instruction", help="In front of everything.", rich_help_panel=TASKS),
+]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="json: machine-readable, on standard output.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -78,18 +115,33 @@ def baseline(
         bool | None,
         typer.Option("--chat/--no-chat", help="Ask through the chat template; default: where there is one."),
     ] = None,
+    include_path: IncludePathOption = None,
+    num_fewshot: FewshotOption = None,
+    limit: LimitOption = None,
+    apply_chat_template: TemplateOption = False,
+    fewshot_as_multiturn: MultiturnOption = None,
+    system_instruction: SystemOption = None,
+    lm_eval_out: Annotated[
+        Path | None, typer.Option(help="Write results in lm-eval's own layout here too.", rich_help_panel=TASKS)
+    ] = None,
     form: FormatOption = Format.text,
 ) -> None:
     """Measure what a model can do, before it is trained."""
     from backslide.gate import take_baseline
     from backslide.report.summary import accuracies
     from backslide.report.terminal import accuracy_table
+    from backslide.suite.lm_eval import TaskOptions
 
     screen = Screen(as_json=form is Format.json)
+    tasks = TaskOptions(
+        include_path=include_path, num_fewshot=num_fewshot, limit=limit, apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=fewshot_as_multiturn, system_instruction=system_instruction,
+    )  # fmt: skip
     with screen.working():
         record = take_baseline(
-            model, out, suite=suite, part=part.value, dtype=dtype, chat=chat, say=screen.say, progress=screen.progress
-        )
+            model, out, suite=suite, part=part.value, dtype=dtype, chat=chat, tasks=tasks, lm_eval_out=lm_eval_out,
+            say=screen.say, progress=screen.progress,
+        )  # fmt: skip
     rows = accuracies(record)
     if rows:
         screen.show(accuracy_table(rows))
@@ -127,7 +179,13 @@ def tune(
 @app.command()
 def check(
     model: ModelArgument,
-    baseline: Annotated[Path, typer.Option(help="The record taken before training.", show_default=False)],
+    baseline: Annotated[
+        Path,
+        typer.Option(
+            help="The record taken before training, or a folder that lm-eval wrote with --log_samples.",
+            show_default=False,
+        ),
+    ],
     suite: SuiteOption = "repertoire",
     part: Annotated[Part, typer.Option(help="Which items decide; the gate half is what steered nothing.")] = Part.gate,
     tolerance: Annotated[float, typer.Option(help="Accepted drop in accuracy of a capability, as a share.")] = 0.03,
@@ -136,17 +194,28 @@ def check(
     ] = 0.1,
     alpha: Annotated[float, typer.Option(help="Probability of a false alarm.")] = 0.05,
     out: Annotated[Path | None, typer.Option(help="Write a run folder with report.md here.")] = None,
+    include_path: IncludePathOption = None,
+    num_fewshot: FewshotOption = None,
+    limit: LimitOption = None,
+    apply_chat_template: TemplateOption = False,
+    fewshot_as_multiturn: MultiturnOption = None,
+    system_instruction: SystemOption = None,
     form: FormatOption = Format.text,
 ) -> None:
     """Compare a model with its baseline, item by item; the exit code is the verdict."""
     from backslide.gate import check_model
     from backslide.report.terminal import headline, verdict_table
+    from backslide.suite.lm_eval import TaskOptions
 
     screen = Screen(as_json=form is Format.json)
+    tasks = TaskOptions(
+        include_path=include_path, num_fewshot=num_fewshot, limit=limit, apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=fewshot_as_multiturn, system_instruction=system_instruction,
+    )  # fmt: skip
     with screen.working():
         verdict = check_model(
-            model, baseline, suite=suite, part=part.value, tolerance=tolerance, drift=drift, alpha=alpha,
-            out=out, say=screen.say, progress=screen.progress,
+            model, baseline, suite=suite, part=part.value, tolerance=tolerance, drift=drift, alpha=alpha, out=out,
+            tasks=tasks, say=screen.say, progress=screen.progress,
         )  # fmt: skip
     screen.show(verdict_table(verdict))
     screen.show(headline(verdict))
@@ -184,6 +253,9 @@ def power(
     flip_rate: Annotated[
         float, typer.Option(help="Share of items that flip, where there is no baseline to tell.")
     ] = 0.1,
+    include_path: IncludePathOption = None,
+    num_fewshot: FewshotOption = None,
+    limit: LimitOption = None,
     form: FormatOption = Format.text,
 ) -> None:
     """The smallest drop, in points, that a suite can prove: at the gate, and at one of the looks of a run."""
@@ -193,10 +265,11 @@ def power(
     from backslide.planning import reach
     from backslide.record import Record
     from backslide.report.terminal import reach_table
+    from backslide.suite.lm_eval import TaskOptions
     from backslide.suite.suite import Suite
 
     screen = Screen(as_json=form is Format.json)
-    chosen = Suite.load(suite)
+    chosen = Suite.load(suite, TaskOptions(include_path=include_path, num_fewshot=num_fewshot, limit=limit))
     record = Record.load(baseline) if baseline is not None else None
     rows = reach(chosen, record, looks=looks, alpha=alpha, power=power, tolerance=tolerance, flip_rate=flip_rate)
     screen.show(reach_table(rows, looks))
@@ -210,12 +283,19 @@ def power(
 
 
 @suite_app.command("ls")
-def suite_ls(suite: SuiteOption = "repertoire", form: FormatOption = Format.text) -> None:
+def suite_ls(
+    suite: SuiteOption = "repertoire",
+    include_path: IncludePathOption = None,
+    num_fewshot: FewshotOption = None,
+    limit: LimitOption = None,
+    form: FormatOption = Format.text,
+) -> None:
     """Count the items of each capability, and of its halves."""
+    from backslide.suite.lm_eval import TaskOptions
     from backslide.suite.suite import Suite
 
     screen = Screen(as_json=form is Format.json)
-    chosen = Suite.load(suite)
+    chosen = Suite.load(suite, TaskOptions(include_path=include_path, num_fewshot=num_fewshot, limit=limit))
     halves = {half: [item.capability for item in chosen.part(half)] for half in ("monitor", "gate")}
     counts = {
         name: {"items": count, **{half: members.count(name) for half, members in halves.items()}}

@@ -30,7 +30,8 @@ from backslide.scoring.requests import Asked, ask
 from backslide.scoring.runner import Pack, Runner, default_batch
 from backslide.scoring.session import session
 from backslide.scoring.work import Keep, Progress, Work, together
-from backslide.suite.item import AnswerItem, ChoiceItem, Item, OpenItem, TextItem
+from backslide.suite.item import AnswerItem, ChoiceItem, ContinuationItem, GenerationItem, Item, OpenItem, TextItem
+from backslide.suite.lm_eval_match import right_reply
 from backslide.suite.matching import matches
 from backslide.suite.suite import Part, Suite
 from backslide.version import __version__
@@ -81,7 +82,8 @@ class Scorer:
         if settings.chat and not has_template:
             raise ModelError("the tokenizer has no chat template; leave the option out, or set one")
         chat = has_template if settings.chat is None else settings.chat
-        if not has_template:
+        framed = any(item.kind in ("choice", "answer", "open") for item in suite.items)
+        if not has_template and framed:
             self._notes += ("the tokenizer has no chat template: items are asked as 'Question: … Answer:'",)
         limit = _max_length(model, tokenizer)
         self.settings = dataclasses.replace(
@@ -262,8 +264,14 @@ class Scorer:
         for pack in mine:
             if pack.items <= todo and pack.items <= prompts.keys():
                 ids = sorted(pack.items)
-                replies = self.runner.reply(model, [prompts[id] for id in ids], max_new_tokens=limit, progress=advance)
-                said = {id: reply.strip() for id, reply in zip(ids, replies, strict=True)}
+                replies = self.runner.reply(
+                    model,
+                    [prompts[id] for id in ids],
+                    # A pack has one.
+                    max_new_tokens=prompts[ids[0]].limit or limit,
+                    progress=advance,
+                )
+                said = dict(zip(ids, replies, strict=True))
                 work.done([outcome(by_id[id], asked.digests[id], [], said) for id in ids])
 
     def _probe(self, model: Any, work: Work) -> None:
@@ -310,29 +318,31 @@ def outcome(item: Item, digest: str, scores: list[Score], said: Mapping[str, str
     """What the scores and replies of one item amount to; `tokens` is how many of them were scored."""
     values = tuple(score.logprob if math.isfinite(score.logprob) else None for score in scores)
     blank = _blank(item, digest)
-    if isinstance(item, ChoiceItem):
+    if isinstance(item, (ChoiceItem, ContinuationItem)):
+        gold = item.gold if isinstance(item, ContinuationItem) else (item.gold,)
         greedy = tuple(score.greedy for score in scores)
         finite = [value for value in values if value is not None]
         if len(finite) < len(values):
             return dataclasses.replace(blank, correct=False, scores=values, greedy=greedy)
-        best = max(finite)
-        weights = [math.exp(value - best) for value in finite]
-        return dataclasses.replace(
-            blank,
+        if isinstance(item, ContinuationItem) and item.greedy:
+            right, p = any(greedy[place] for place in gold), sum(math.exp(finite[place]) for place in gold)
+        else:
+            best = max(finite)
+            weights = [math.exp(value - best) for value in finite]
             # Ties go to the first, as numpy's argmax does in lm-eval.
-            correct=finite.index(best) == item.gold,
-            p=weights[item.gold] / sum(weights),
-            scores=values,
-            greedy=greedy,
-        )
+            right, p = finite.index(best) in gold, sum(weights[place] for place in gold) / sum(weights)
+        return dataclasses.replace(blank, correct=right, p=min(p, 1.0), scores=values, greedy=greedy)
     if isinstance(item, TextItem):
         total = sum(value for value in values if value is not None) if None not in values else None
         return dataclasses.replace(blank, scores=(total,), bytes=len(item.text.encode()))
     if isinstance(item, OpenItem) and item.judged:
         return dataclasses.replace(blank, scores=values, tokens=tokens)
     reply = said[item.id]
-    right = matches(reply, item.answers, item.match) if isinstance(item, AnswerItem) else None
-    return dataclasses.replace(blank, correct=right, reply=reply)
+    if isinstance(item, GenerationItem):
+        return dataclasses.replace(blank, correct=right_reply(reply, item), reply=reply)
+    reply = reply.strip()
+    correct = matches(reply, item.answers, item.match) if isinstance(item, AnswerItem) else None
+    return dataclasses.replace(blank, correct=correct, reply=reply)
 
 
 def _blank(item: Item, digest: str) -> Outcome:

@@ -96,9 +96,14 @@ def generate(
 
 
 def in_batches(prompts: Sequence[Prompt], batch: int) -> list[list[int]]:
-    """Indices of the prompts that are replied to together, where memory allows: by length, then by item."""
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].tokens), prompts[i].item))
-    return [order[start : start + batch] for start in range(0, len(order), batch)]
+    """Indices of the prompts that are replied to together, where memory allows: by length, then by item.
+
+    Prompts whose replies may have another length are in other batches.
+    """
+    groups: dict[int | None, list[int]] = {}
+    for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i].tokens), prompts[i].item)):
+        groups.setdefault(prompts[i].limit, []).append(i)
+    return [order[start : start + batch] for order in groups.values() for start in range(0, len(order), batch)]
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from backslide.errors import ModelError, SuiteError
-from backslide.suite.item import AnswerItem, ChoiceItem, Item, OpenItem, TextItem
+from backslide.suite.item import (
+    AnswerItem,
+    ChoiceItem,
+    ContinuationItem,
+    GenerationItem,
+    Item,
+    OpenItem,
+    TextItem,
+)
 
 Tokens = tuple[int, ...]
 
@@ -40,6 +48,8 @@ class Prompt:
     tokens: Tokens
     stop: tuple[str, ...] = ()
     """Strings before which the reply ends."""
+    limit: int | None = None
+    """Tokens of the reply at most; None: what all prompts share."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,8 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
 
     Prompts go through the tokenizer's chat template when `chat` is true, the choice or reference being the assistant's
     reply; else they read `Question: … Answer:` on two lines and the choice or reference follows after a space. An
-    open item with a reference asks for its log-likelihood, one without for a reply.
+    open item with a reference asks for its log-likelihood, one without for a reply. Items of the kinds `continuation`
+    and `generation` are asked word for word.
 
     Args:
         items: what to ask.
@@ -77,6 +88,10 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
     choosing = [item for item in items if isinstance(item, ChoiceItem)]
     pairs = [(contexts[item.id], delimiter + choice) for item in choosing for choice in item.choices]
     owners = [(item.id, index) for item in choosing for index in range(len(item.choices))]
+    for item in items:
+        if isinstance(item, ContinuationItem):
+            pairs += item.pairs
+            owners += [(item.id, index) for index in range(len(item.continuations))]
     cut: dict[str, None] = {}
     requests += continuations(tokenizer, owners, pairs, max_length, cut=cut)
 
@@ -103,6 +118,8 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
         Prompt(item.id, tokens[-room:], item.stop if isinstance(item, AnswerItem) else ())
         for item, tokens in zip(replying, encoded, strict=True)
     )
+    told, short = _word_for_word([item for item in items if isinstance(item, GenerationItem)], tokenizer, max_length)
+    prompts += told
     texts = [item for item in items if isinstance(item, TextItem)]
     requests += windows(tokenizer, [item.id for item in texts], [item.text for item in texts], max_length)
 
@@ -111,17 +128,38 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
         digests[request.item].update(_bytes(request.fed) + b"|" + _bytes(request.targets) + b";")
     for prompt in prompts:
         digests[prompt.item].update(_bytes(prompt.tokens) + "".join(f"|{stop}" for stop in prompt.stop).encode())
+        if prompt.limit is not None:
+            digests[prompt.item].update(f"|{prompt.limit}".encode())
     long = [item.id for item, tokens in zip(replying, encoded, strict=True) if len(tokens) > room]
     notes = [
         f"{len(ids)} {what} longer than {size} tokens and lose their beginning, such as {ids[0]!r}"
         for ids, what, size in (
             (long, "prompts are", room),
+            (short, "prompts with their replies are", max_length),
             (list(cut), "items with their choices are", max_length),
             (beginnings, "prompts with their references are", max_length),
         )
         if ids
     ]
     return Asked(tuple(requests), tuple(prompts), {id: h.hexdigest()[:16] for id, h in digests.items()}, tuple(notes))
+
+
+def _word_for_word(items: Sequence[GenerationItem], tokenizer: Any, max_length: int) -> tuple[list[Prompt], list[str]]:
+    """Prompts as they are, as lm-eval takes them, and the ids of those that lose their beginning."""
+    prompts, short = [], []
+    end = tokenizer.decode(tokenizer.eos_token_id) if tokenizer.eos_token_id is not None else ""
+    for item, tokens in zip(items, encode(tokenizer, [item.prompt for item in items]), strict=True):
+        room = max_length - item.max_new_tokens
+        if room < 1:
+            raise ModelError(
+                f"item {item.id}: a reply may have {item.max_new_tokens} tokens, but the model takes {max_length} in "
+                "all; leave its task out"
+            )
+        if len(tokens) > room:
+            short.append(item.id)
+        stop = tuple(dict.fromkeys([*item.stop, end] if end else item.stop))
+        prompts.append(Prompt(item.id, tokens[-room:] or (prefix_token(tokenizer),), stop, item.max_new_tokens))
+    return prompts, short
 
 
 def continuations(

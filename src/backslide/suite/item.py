@@ -1,4 +1,4 @@
-"""Item and its four kinds: one thing that the model is asked.
+"""Item and its kinds: one thing that the model is asked.
 
 An item is frozen and validated when made. `item_from_dict` and `Item.to_dict` are inverse to each other;
 their dictionaries are the lines of a suite file::
@@ -9,12 +9,21 @@ their dictionaries are the lines of a suite file::
     {"id": "prose/1", "kind": "text", "capability": "prose", "text": "It was a bright cold day …"}
     {"id": "chat/1", "kind": "open", "capability": "chat", "prompt": "How do you boil water?",
      "reference": "Fill a kettle, switch it on and wait."}
+
+Two more kinds are asked word for word, with nothing put around them: what a task of lm-eval becomes
+(`backslide.suite.lm_eval`)::
+
+    {"id": "t/0", "kind": "continuation", "capability": "t", "contexts": ["2+2 is"], "continuations": [" 4", " 5"],
+     "gold": [0]}
+    {"id": "t/0", "kind": "generation", "capability": "t", "prompt": "2+2 =", "answers": ["4"], "stop": ["."],
+     "max_new_tokens": 8}
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -170,7 +179,92 @@ class OpenItem(Item):
         return self.reference is not None
 
 
-KINDS: dict[str, type[Item]] = {cls.kind: cls for cls in (ChoiceItem, AnswerItem, TextItem, OpenItem)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContinuationItem(Item):
+    """Continuations after contexts, word for word: no chat template and no `Question: …` is put around them."""
+
+    kind: ClassVar[str] = "continuation"
+
+    contexts: tuple[str, ...]
+    """One in front of all continuations, or one for each; an empty one is the tokenizer's prefix token."""
+    continuations: tuple[str, ...]
+    """With the white space in front."""
+    gold: tuple[int, ...]
+    """Indices of the right continuations, from 0; where there is none, every answer is wrong."""
+    greedy: bool = False
+    """True: right if the model would say a gold continuation by itself, token by token. False: right if the gold one
+    has the highest log-likelihood."""
+
+    def __post_init__(self) -> None:
+        Item.__post_init__(self)
+        for field in ("contexts", "continuations"):
+            self._words(field)
+        if not self.continuations or not all(self.continuations):
+            raise SuiteError(f"continuations is {self.continuations!r}, texts that are not empty are needed")
+        if len(self.contexts) not in (1, len(self.continuations)):
+            raise SuiteError(
+                f"contexts has {len(self.contexts)} entries, 1 or one for each of the {len(self.continuations)} "
+                "continuations is needed"
+            )
+        if not isinstance(self.gold, (list, tuple)) or any(type(place) is not int for place in self.gold):
+            raise SuiteError(f"gold is {self.gold!r}, a list of indices is needed")
+        wrong = [place for place in self.gold if not 0 <= place < len(self.continuations)]
+        if wrong:
+            raise SuiteError(f"gold has {wrong[0]}, but the item has {len(self.continuations)} continuations, from 0")
+        object.__setattr__(self, "gold", tuple(self.gold))
+
+    def _words(self, field: str) -> None:
+        value = getattr(self, field)
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+            raise SuiteError(f"{field} is {value!r}, a list of texts is needed")
+        for entry in value:
+            _encodable(field, entry)
+        object.__setattr__(self, field, tuple(value))
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Context and continuation of each."""
+        contexts = self.contexts if len(self.contexts) > 1 else self.contexts * len(self.continuations)
+        return list(zip(contexts, self.continuations, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationItem(Item):
+    """Generate a reply to a prompt, word for word, and judge it as lm-eval's filters and `exact_match` do."""
+
+    kind: ClassVar[str] = "generation"
+
+    prompt: str
+    answers: tuple[str, ...]
+    stop: tuple[str, ...] = ()
+    """Strings before which the reply ends, beside the tokenizer's end-of-sequence token."""
+    max_new_tokens: int = 256
+    filters: str = "[]"
+    """JSON: lm-eval's filters that the reply goes through, each a name and its arguments."""
+    metric: str = "{}"
+    """JSON: arguments of lm-eval's `exact_match`, such as `ignore_case`."""
+
+    def __post_init__(self) -> None:
+        Item.__post_init__(self)
+        if not isinstance(self.prompt, str):
+            raise SuiteError(f"prompt is {self.prompt!r}, text is needed")
+        _encodable("prompt", self.prompt)
+        self._texts("answers", at_least=1, blank=True)
+        self._texts("stop", at_least=0, blank=True)
+        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
+            raise SuiteError(f"max_new_tokens is {self.max_new_tokens!r}, a whole number from 1 is needed")
+        for field, kind in (("filters", list), ("metric", dict)):
+            try:
+                good = isinstance(json.loads(getattr(self, field)), kind)
+            except (TypeError, ValueError):
+                good = False
+            if not good:
+                raise SuiteError(f"{field} is {getattr(self, field)!r}, JSON of a {kind.__name__} is needed")
+
+
+KINDS: dict[str, type[Item]] = {
+    cls.kind: cls for cls in (ChoiceItem, AnswerItem, TextItem, OpenItem, ContinuationItem, GenerationItem)
+}
 
 
 def item_from_dict(row: Mapping[str, Any]) -> Item:

@@ -10,16 +10,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from backslide.errors import SuiteError
 from backslide.files import read_lines, write_lines
 from backslide.suite.item import Item, item_from_dict
 
+if TYPE_CHECKING:
+    from backslide.suite.lm_eval import TaskOptions
+
 Part = Literal["monitor", "gate", "all"]
 
 REPERTOIRE = "repertoire"
 """The name of the bundled suite."""
+LM_EVAL = "lm-eval:"
+"""What stands in front of the names of lm-eval's tasks."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,22 @@ class Suite:
             raise SuiteError(f"suite {self.name}: the id {twice[0]!r} is used more than once")
 
     @classmethod
-    def load(cls, source: str | Path) -> Suite:
-        """Read a JSON Lines file, a folder of them, or the bundled suite `repertoire`.
+    def load(cls, source: str | Path, tasks: TaskOptions | None = None, tokenizer: Any = None) -> Suite:
+        """Read a JSON Lines file, a folder of them, the bundled suite `repertoire`, or tasks of lm-eval.
+
+        Args:
+            source: path or name; `lm-eval:arc_easy,piqa` for tasks of lm-eval.
+            tasks: how lm-eval's tasks are asked; for no other suite.
+            tokenizer: of the model, where lm-eval's tasks are asked through its chat template.
 
         Raises `SuiteError` naming file and line.
         """
+        if str(source).startswith(LM_EVAL):
+            from backslide.suite.lm_eval import load_lm_eval
+
+            return load_lm_eval(str(source).removeprefix(LM_EVAL), tasks, tokenizer=tokenizer)
+        if tasks is not None and (given := tasks.given):
+            raise SuiteError(f"{given[0]} is for lm-eval's tasks, and the suite is {str(source)!r}; leave it out")
         if str(source) == REPERTOIRE:
             return cls.repertoire()
         path = Path(source)
@@ -56,7 +72,9 @@ class Suite:
         elif path.exists():
             files = [path]
         else:
-            raise SuiteError(f"{path}: no such suite; give a .jsonl file, a folder of them, or {REPERTOIRE!r}")
+            raise SuiteError(
+                f"{path}: no such suite; give a .jsonl file, a folder of them, {REPERTOIRE!r} or 'lm-eval:TASK'"
+            )
         items = list(_read(files))
         if not items:
             raise SuiteError(f"{path}: the suite is empty; a line an item is needed")
