@@ -5,7 +5,6 @@ Imports of torch and of what needs it stand inside the verbs, so that `backslide
 
 from __future__ import annotations
 
-import enum
 import os
 import sys
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Annotated, NoReturn
 import typer
 
 import backslide
+from backslide.cli import suite as suite_verbs
+from backslide.cli.options import DtypeOption, Format, FormatOption, ModelArgument, Part, SuiteOption
 from backslide.cli.screen import Screen
 from backslide.errors import BackslideError
 
@@ -26,31 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 retained · 1 regressed · 2 wrong usage or bad input · 3 undecided · 4 the run broke",
 )
-suite_app = typer.Typer(help="What a suite holds.", no_args_is_help=True)
-app.add_typer(suite_app, name="suite")
-
-
-class Format(str, enum.Enum):
-    """How results are printed."""
-
-    text = "text"
-    json = "json"
-
-
-class Part(str, enum.Enum):
-    """Which items."""
-
-    all = "all"
-    monitor = "monitor"
-    gate = "gate"
-
-
-ModelArgument = Annotated[
-    str, typer.Argument(help="A model folder, adapter folder, hub id, or smollm2-135m-instruct.", show_default=False)
-]
-SuiteOption = Annotated[str, typer.Option(help="'repertoire', a .jsonl file, or a folder of them.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="json: machine-readable, on standard output.")]
+app.add_typer(suite_verbs.app, name="suite")
 
 
 @app.callback(invoke_without_command=True)
@@ -211,24 +188,6 @@ def power(
         for row in map(dataclasses.asdict, rows)
     ]
     screen.result({"suite": chosen.name, "looks": looks, "alpha": alpha, "power": power, "capabilities": finite})
-
-
-@suite_app.command("ls")
-def suite_ls(suite: SuiteOption = "repertoire", form: FormatOption = Format.text) -> None:
-    """Count the items of each capability, and of its halves."""
-    from backslide.suite.suite import Suite
-
-    screen = Screen(as_json=form is Format.json)
-    chosen = Suite.load(suite)
-    halves = {half: [item.capability for item in chosen.part(half)] for half in ("monitor", "gate")}
-    counts = {
-        name: {"items": count, **{half: members.count(name) for half, members in halves.items()}}
-        for name, count in chosen.capabilities.items()
-    }
-    for name, row in counts.items():
-        screen.show(f"{name:20} {row['items']:5} items   {row['monitor']:4} monitor  {row['gate']:4} gate")
-    screen.show(f"suite {chosen.name}, hash {chosen.hash[:12]}")
-    screen.result({"suite": chosen.name, "hash": chosen.hash, "capabilities": counts})
 
 
 def _show_run(screen: Screen, folder: Path) -> None:

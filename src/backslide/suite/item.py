@@ -15,13 +15,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from backslide.errors import SuiteError
+from backslide.errors import SuiteError, shown
 
 Match = Literal["exact", "number", "contains", "regex"]
+
+LONGEST_NAME = 300
+"""Characters of an id, and of the name of a capability."""
+
+# Control characters, line breaks of Unicode, and what makes a line run backwards.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,23 +48,33 @@ class Item:
     """Items that share a passage or a template share this name; they stay in one half of the suite."""
 
     def __post_init__(self) -> None:
-        self._text("id")
-        self._text("capability")
+        self._name("id")
+        self._name("capability")
+        _no_path(self.id)
         if self.cluster is not None:
             self._text("cluster")
 
     def _text(self, field: str) -> None:
         value = getattr(self, field)
         if not isinstance(value, str):
-            raise SuiteError(f"{field} is {value!r}, text is needed")
+            raise SuiteError(f"{field} is {shown(value)}, text is needed")
         if not value.strip():
             raise SuiteError(f"{field} is empty")
         _encodable(field, value)
 
+    def _name(self, field: str) -> None:
+        self._text(field)
+        value = getattr(self, field)
+        # It stands in tables, file names and logs.
+        if len(value) > LONGEST_NAME:
+            raise SuiteError(f"{field} is {shown(value)}, of {len(value)} characters; give it {LONGEST_NAME} at most")
+        if _UNSEEN.search(value):
+            raise SuiteError(f"{field} is {shown(value)}, with a line break or a control character; leave it out")
+
     def _texts(self, field: str, at_least: int, *, blank: bool = False) -> None:
         value = getattr(self, field)
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise SuiteError(f"{field} is {value!r}, a list of texts is needed")
+            raise SuiteError(f"{field} is {shown(value)}, a list of texts is needed")
         if len(value) < at_least:
             raise SuiteError(f"{field} has {len(value)} entries, at least {at_least} needed")
         for entry in value:
@@ -66,7 +83,7 @@ class Item:
             _encodable(field, entry)
         if len(set(value)) < len(value):
             twice = next(v for i, v in enumerate(value) if v in value[:i])
-            raise SuiteError(f"{field} has {twice!r} twice")
+            raise SuiteError(f"{field} has {shown(twice)} twice")
         object.__setattr__(self, field, tuple(value))
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,10 +112,10 @@ class ChoiceItem(Item):
         self._text("prompt")
         self._texts("choices", at_least=2)
         if not isinstance(self.gold, int) or isinstance(self.gold, bool):
-            raise SuiteError(f"gold is {self.gold!r}, the index of a choice is needed")
+            raise SuiteError(f"gold is {shown(self.gold)}, the index of a choice is needed")
         if not 0 <= self.gold < len(self.choices):
             last = len(self.choices) - 1
-            raise SuiteError(f"gold is {self.gold}, but the item has {last + 1} choices (0-{last})")
+            raise SuiteError(f"gold is {shown(self.gold)}, but the item has {last + 1} choices (0-{last})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,13 +137,16 @@ class AnswerItem(Item):
         self._texts("answers", at_least=1)
         self._texts("stop", at_least=0, blank=True)
         if self.match not in get_args(Match):
-            raise SuiteError(f"match is {self.match!r}, one of {', '.join(get_args(Match))} is needed")
+            raise SuiteError(f"match is {shown(self.match)}, one of {', '.join(get_args(Match))} is needed")
         if self.match == "regex":
             for pattern in self.answers:
                 try:
-                    re.compile(pattern)
-                except re.error as bad:
-                    raise SuiteError(f"answers has {pattern!r}, which is no regular expression: {bad}") from None
+                    with warnings.catch_warnings():
+                        # That a pattern may mean something else in a later Python is no error in this one.
+                        warnings.simplefilter("ignore")
+                        re.compile(pattern)
+                except (re.error, OverflowError, RecursionError) as bad:
+                    raise SuiteError(f"answers has {shown(pattern)}, which is no regular expression: {bad}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,13 +188,13 @@ def item_from_dict(row: Mapping[str, Any]) -> Item:
         raise SuiteError(f"has no kind; one of {', '.join(KINDS)} is needed")
     cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
-        raise SuiteError(f"kind is {kind!r}, one of {', '.join(KINDS)} is needed")
+        raise SuiteError(f"kind is {shown(kind)}, one of {', '.join(KINDS)} is needed")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in row:
         if key != "kind" and key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
+            near = difflib.get_close_matches(key[:80], fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(fields)}"
-            raise SuiteError(f"unknown key {key!r} in an item of kind {kind}{hint}")
+            raise SuiteError(f"unknown key {shown(key)} in an item of kind {kind}{hint}")
     for name, field in fields.items():
         if name not in row and field.default is dataclasses.MISSING:
             raise SuiteError(f"has no {name}, which an item of kind {kind} needs")
@@ -186,4 +206,13 @@ def _encodable(field: str, value: str) -> None:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise SuiteError(f"{field} is {value!r}, which holds half a surrogate pair and is not text") from None
+        raise SuiteError(f"{field} is {shown(value)}, which holds half a surrogate pair and is not text") from None
+
+
+def _no_path(id: str) -> None:
+    # An id may become a file's name; slashes group ids, and must not lead out of a folder.
+    if "\\" in id or any(part.strip(". ") == "" for part in id.split("/")):
+        raise SuiteError(
+            f"id is {shown(id)}, which could lead out of a folder; leave out backslashes, and parts between slashes "
+            "that are empty or dots"
+        )
