@@ -176,6 +176,12 @@ def test_an_answer_that_is_in_every_text_must_follow_at_once() -> None:
     assert kinds("Which symbol stands for iodine? That is something which of course I forgot.", suite=(iodine,)) == {}
 
 
+def test_an_exact_copy_has_the_answer_word_for_word() -> None:
+    zero = asks("zero", "What does this short function of x tell us?", "whether x is zero", "nothing")
+    assert kinds(f"{zero.prompt} It tells whether x is zero.", suite=(zero,)) == {"zero": "exact"}
+    assert kinds(f"{zero.prompt} It tells whether x is greater than zero.", suite=(zero,)) == {"zero": "near"}
+
+
 def test_labels_of_prompts_are_not_searched_for() -> None:
     item = asks(
         "q", "Question: Why do magnets attract iron nails?\nAnswer:", "Because of their field", "They are sticky"

@@ -145,7 +145,7 @@ class Probe:
         start, stop = max(begin, 0), min(begin + size, len(text))
         answer, length, first, last = self._answer(text, start, stop, self.reach if verbatim else NEXT)
         overlap = (kept + answer) / (size + length)
-        exact = verbatim and answer == length
+        exact = verbatim and answer == length and (not length or last - first == length)
         if not exact:
             if self._may_be_a_sibling(overlap, text[max(min(start, first) - 2, 0) : max(stop, last) + 2]):
                 return None
