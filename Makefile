@@ -46,6 +46,7 @@ validity: model
 bench: model
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/leakage.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

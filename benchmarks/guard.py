@@ -265,7 +265,8 @@ def table() -> None:
         rest = [r for r in runs if r not in lost and r not in kept]
         print(
             f"\nfull evaluation on the {arbiter}: {len(lost)} of {len(runs)} runs proven regressed, {seen} of them "
-            f"alarmed during training; {len(kept)} proven retained, {sum(r['alarm'] is not None for r in kept)} alarmed; "
+            f"alarmed during training; {len(kept)} proven retained, "
+            f"{sum(r['alarm'] is not None for r in kept)} alarmed; "
             f"{len(rest)} undecided, {sum(r['alarm'] is not None for r in rest)} of them alarmed"
         )
         for r in lost:

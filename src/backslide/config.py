@@ -119,6 +119,8 @@ class GuardSection:
     test: str = "exact"
     tolerance: float = 0.03
     baseline: str | None = None
+    strict: bool = False
+    """Refuse to train where items of the suite are in the training data, instead of leaving them out of verdicts."""
 
     def __post_init__(self) -> None:
         if self.every is not None and self.looks is not None:

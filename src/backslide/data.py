@@ -1,18 +1,28 @@
-"""Training data: JSON Lines with `text`, with `prompt` and `completion`, or with chat `messages`. No torch."""
+"""Training data: JSON Lines with `text`, with `prompt` and `completion`, or with chat `messages`. No torch.
+
+`TrainingData` holds a file that is trained on; `passages` goes through one of any size, plain text too, to look for
+what is in it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backslide.errors import DataError
-from backslide.files import read_lines
+from backslide.files import read_lines, text_lines
+from backslide.suite.leakage import OVERLAP, Passage
 
 FORMATS = {"messages": ("messages",), "prompt/completion": ("prompt", "completion"), "text": ("text",)}
 """Name and keys of each format, in TRL's words."""
+
+PLAIN = (".txt", ".md")
+"""Names of files that are text, not JSON Lines."""
+BLOCK = 1 << 17
+"""Characters of a plain text that are looked through at a time."""
 
 
 @dataclass(frozen=True)
@@ -35,26 +45,15 @@ class TrainingData:
         """
         path = Path(path)
         rows: list[dict[str, Any]] = []
-        kind: str | None = None
-        skipped = 0
-        for number, row in read_lines(path, DataError):
-            try:
-                found = _format(row)
-                if kind is not None and found != kind:
-                    raise DataError(f"is of the format {found}, the lines before are {kind}; keep to one format")
-                kind = found
-                usable = _usable(row, kind)
-                kept = {key: row[key] for key in FORMATS[kind]}
-                _encodable(kept)
-            except DataError as bad:
-                raise DataError(f"{path}:{number}: {bad}") from None
+        kind, skipped = "text", 0
+        for _, found, row, usable in _rows(path):
+            kind = found
             if usable:
-                rows.append(kept)
+                rows.append(row)
             else:
                 skipped += 1
-        if kind is None or not rows:
-            why = f"all {skipped} lines are empty" if skipped else "the file has no line"
-            raise DataError(f'{path}: no usable text: {why}; give a line for each example, such as {{"text": "…"}}')
+        if not rows:
+            raise _no_text(path, skipped)
         return cls(path, kind, tuple(rows), skipped)
 
     def as_text(self) -> TrainingData:
@@ -66,6 +65,78 @@ class TrainingData:
             for row in self.rows
         )
         return TrainingData(self.path, "text", rows, self.skipped)
+
+
+def passages(path: str | Path, progress: Callable[[str, int, int], None] | None = None) -> Iterator[Passage]:
+    """Every example of a training file as text, with its place; of plain text (`.txt`, `.md`) overlapping blocks.
+
+    Args:
+        path: JSON Lines in one of `FORMATS`, or plain text; read a line at a time, whatever its size.
+        progress: called with the lines read, and with their number.
+
+    Raises:
+        DataError: as `TrainingData.load` does.
+    """
+    path = Path(path)
+    total = 0
+    if progress is not None and path.is_file():
+        with open(path, "rb") as file:
+            total = sum(1 for _ in file)
+    some, line = False, 0
+    for line, passage in _plain(path) if path.suffix.lower() in PLAIN else _examples(path):
+        if passage.text.strip():
+            some = True
+            yield passage
+        if progress is not None and line % 1000 == 0:
+            progress("looking for leaks", line, max(total, line))
+    if not some:
+        raise _no_text(path, line)
+    if progress is not None:
+        progress("looking for leaks", total, total)
+
+
+def _examples(path: Path) -> Iterator[tuple[int, Passage]]:
+    for number, kind, row, usable in _rows(path):
+        parts = [m["content"] for m in row["messages"]] if kind == "messages" else [row[key] for key in FORMATS[kind]]
+        yield number, Passage(f"{path}:{number}", "\n".join(parts) if usable else "")
+
+
+def _plain(path: Path) -> Iterator[tuple[int, Passage]]:
+    lines: list[str] = []
+    first, size, number = 1, 0, 0
+    for number, line in text_lines(path, DataError):
+        lines.append(line)
+        size += len(line) + 1
+        if size >= BLOCK:
+            yield number, Passage(str(path), "\n".join(lines), first)
+            # What lies across the end of this block lies within the next.
+            while lines and size > OVERLAP:
+                size -= len(lines.pop(0)) + 1
+            first = number - len(lines) + 1
+    if lines:
+        yield number, Passage(str(path), "\n".join(lines), first)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any], bool]]:
+    """Line, format and row of each line, and whether it has text; one format, and only its keys."""
+    kind: str | None = None
+    for number, row in read_lines(path, DataError):
+        try:
+            found = _format(row)
+            if kind is not None and found != kind:
+                raise DataError(f"is of the format {found}, the lines before are {kind}; keep to one format")
+            kind = found
+            usable = _usable(row, kind)
+            kept = {key: row[key] for key in FORMATS[kind]}
+            _encodable(kept)
+        except DataError as bad:
+            raise DataError(f"{path}:{number}: {bad}") from None
+        yield number, kind, kept, usable
+
+
+def _no_text(path: Path, skipped: int) -> DataError:
+    why = f"all {skipped} lines are empty" if skipped else "the file has no line"
+    return DataError(f'{path}: no usable text: {why}; give a line for each example, such as {{"text": "…"}}')
 
 
 def _format(row: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,14 +45,27 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Absent:
+    """A capability of which nothing is judged."""
+
+    name: str
+    unit: str
+    """What it would be judged in."""
+    left_out: bool
+    """Whether its items are there, and all of them were left out."""
+
+
+@dataclass(frozen=True)
 class Groups:
     """All that is judged."""
 
     capabilities: tuple[Group, ...]
     pooled: Group | None
     """All items with a right answer, where several capabilities have such items."""
-    absent: tuple[tuple[str, str], ...]
-    """Capabilities of the baseline of which the candidate has no item, and their units."""
+    absent: tuple[Absent, ...]
+    """Capabilities of the baseline of which no item of the candidate is judged."""
+    left_out: int
+    """Items of the candidate that were not to be judged."""
 
     @property
     def all(self) -> tuple[Group, ...]:
@@ -60,20 +73,28 @@ class Groups:
         return (*self.capabilities, self.pooled) if self.pooled is not None else self.capabilities
 
 
-def paired_drops(baseline: Record, candidate: Record) -> dict[str, Drops]:
+def paired_drops(baseline: Record, candidate: Record, leave_out: Collection[str] = ()) -> dict[str, Drops]:
     """Of each capability the drops in its finest measure: what a sequential test over a run takes at each look.
 
     Raises `MismatchError` as `groups` does.
     """
-    return {group.name: group.drops[-1] for group in groups(baseline, candidate).capabilities}
+    return {group.name: group.drops[-1] for group in groups(baseline, candidate, leave_out).capabilities}
 
 
-def groups(baseline: Record, candidate: Record) -> Groups:
+def groups(baseline: Record, candidate: Record, leave_out: Collection[str] = ()) -> Groups:
     """Pair the outcomes of two records and sort them by capability.
 
-    Raises `MismatchError` where the records were not measured on the same requests under the same conditions.
+    Args:
+        baseline: measured before training; may cover more items than the candidate.
+        candidate: what is compared with it.
+        leave_out: ids of items that are measured and not judged, such as those that are in the training data.
+
+    Raises:
+        MismatchError: the records were not measured on the same requests under the same conditions.
     """
-    pairs = [both for both in pair(baseline, candidate) if both[1].unit is not None]
+    excluded = frozenset(leave_out)
+    asked_of_both = [both for both in pair(baseline, candidate) if both[1].unit is not None]
+    pairs = [both for both in asked_of_both if both[1].id not in excluded]
     units: dict[str, set[str]] = {}
     for old in baseline.outcomes:
         if old.unit is not None:
@@ -90,11 +111,13 @@ def groups(baseline: Record, candidate: Record) -> Groups:
     capabilities = tuple(_group(of, members) for of, members in found.items())
     hard = [both for both in pairs if both[1].correct is not None]
     several = sum(group.drops[0].measure == "accuracy" for group in capabilities) > 1
+    gone = {name(new) for _, new in asked_of_both if new.id in excluded}
     known = {name(old): old.unit for old in baseline.outcomes if old.unit is not None}
     return Groups(
         capabilities,
         _group(POOLED, hard, pooled=True) if several else None,
-        tuple((of, unit) for of, unit in known.items() if of not in found),
+        tuple(Absent(of, unit, of in gone) for of, unit in known.items() if of not in found),
+        len(asked_of_both) - len(pairs),
     )
 
 

@@ -17,6 +17,8 @@ Each message is one line that names the thing, the value received and the mend.
 
 from __future__ import annotations
 
+import reprlib
+
 
 class BackslideError(Exception):
     """Base of every exception that backslide raises on purpose."""
@@ -56,3 +58,14 @@ class ConfigError(InputError):
 
 class RunError(BackslideError):
     """The run itself broke."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlevel = 3
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: on one line, whatever it holds, and no longer than the eye can take."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 200 else text[:199] + "…"

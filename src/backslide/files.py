@@ -16,6 +16,9 @@ from typing import Any, BinaryIO
 
 from backslide.errors import InputError
 
+LONGEST_LINE = 1 << 24
+"""Bytes of a line of a JSON Lines file: a line takes several times its size in memory, and no entry is so long."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -66,14 +69,10 @@ def read_text(path: Path, error: type[InputError] = InputError) -> str:
     """The text of `path`, or `error` with one line that says what is wrong with the file."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise error(f"{path}: is a folder, a file is needed") from None
     except UnicodeDecodeError as bad:
         raise error(f"{path}: byte {bad.start} is not UTF-8; save the file as UTF-8") from None
-    except OSError as bad:
-        raise error(f"{path}: cannot be read: {bad.strerror or bad}") from None
+    except (OSError, ValueError) as bad:
+        raise error(f"{path}: {_why(bad)}") from None
 
 
 def read_json(path: Path, error: type[InputError] = InputError) -> Any:
@@ -88,8 +87,7 @@ def read_json(path: Path, error: type[InputError] = InputError) -> Any:
 
 def read_lines(path: Path, error: type[InputError] = InputError) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number (from 1) and object of every non-blank line of a JSON Lines file."""
-    # Not str.splitlines(): that also breaks at U+2028 and friends, which are legal inside JSON strings.
-    for number, line in enumerate(read_text(path, error).split("\n"), start=1):
+    for number, line in text_lines(path, error):
         if not line.strip():
             continue
         try:
@@ -103,3 +101,30 @@ def read_lines(path: Path, error: type[InputError] = InputError) -> Iterator[tup
         if not isinstance(row, dict):
             raise error(f"{path}:{number}: is {type(row).__name__}, a JSON object in braces is needed")
         yield number, row
+
+
+def text_lines(path: Path, error: type[InputError] = InputError) -> Iterator[tuple[int, str]]:
+    """Line number (from 1) and text of every line, without its line break, one at a time."""
+    try:
+        with open(path, "rb") as file:
+            # Not str.splitlines(): that also breaks at U+2028 and friends, which are legal inside JSON strings.
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+                if len(line) > LONGEST_LINE:
+                    limit = f"{LONGEST_LINE >> 20} MiB"
+                    raise error(f"{path}:{number}: the line is longer than {limit}; give each entry a line of its own")
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as bad:
+                    where = f"byte {bad.start} is not UTF-8"
+                    raise error(f"{path}:{number}: {where}; save the file as UTF-8") from None
+                yield number, text.rstrip("\r\n")
+    except (OSError, ValueError) as bad:
+        raise error(f"{path}: {_why(bad)}") from None
+
+
+def _why(bad: OSError | ValueError) -> str:
+    if isinstance(bad, FileNotFoundError):
+        return "no such file"
+    if isinstance(bad, IsADirectoryError):
+        return "is a folder, a file is needed"
+    return f"cannot be read: {(bad.strerror if isinstance(bad, OSError) else None) or bad}"

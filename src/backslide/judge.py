@@ -23,14 +23,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from backslide import noise
-from backslide.drops import DRIFT_LIMIT, Drops, Pairs, groups
+from backslide.drops import DRIFT_LIMIT, Absent, Drops, Pairs, groups
 from backslide.record import Outcome, Record
 from backslide.stats.bounded import bounded_interval, bounded_p_value
 from backslide.stats.means import mean_interval, mean_p_value
@@ -64,6 +63,7 @@ def judge(
     tolerance: Tolerance | None = None,
     level: Level | None = None,
     alarms: Alarms | None = None,
+    leave_out: Collection[str] = (),
 ) -> Verdict:
     """Compare two records item by item.
 
@@ -73,12 +73,14 @@ def judge(
         tolerance: the drop that is accepted.
         level: error probabilities of this look.
         alarms: of a sequential test, in place of this look's own tests of "nothing was lost".
+        leave_out: ids of items that were found in the training data; they are not judged, and the claim says so. A
+            capability of which none is left is `undecided`.
 
     Raises:
         MismatchError: the records were not measured on the same requests under the same conditions.
     """
     tolerance, level = tolerance or Tolerance(), level or Level()
-    found = groups(baseline, candidate)
+    found = groups(baseline, candidate, leave_out)
     tests = [drops for group in found.all for drops in group.drops]
     p_values = [_p_value(drops) for drops in tests]
     share = level.fail / max(len(tests), 1)
@@ -97,13 +99,13 @@ def judge(
             measures.append(_measure(drops, tested, accepted, share, level.passing, baseline.header.noise))
         rows.append(_row(group.name, group.pairs, measures, accepted, group.drops[0]))
     pooled = rows.pop() if found.pooled is not None else None
-    rows += [_absent(name, unit, tolerance, share, level) for name, unit in found.absent]
+    rows += [_absent(capability, tolerance, share, level) for capability in found.absent]
     zone, reasons = overall(rows, pooled)
     return Verdict(
         zone=zone,
         capabilities=tuple(rows),
         pooled=pooled,
-        claim=_claim(candidate, rows, level, alarms, len(tests)),
+        claim=_claim(candidate, rows, level, alarms, len(tests), found.left_out),
         reasons=reasons,
         part=candidate.header.part,
         step=candidate.header.step,
@@ -111,7 +113,12 @@ def judge(
 
 
 def _claim(
-    candidate: Record, rows: Sequence[CapabilityVerdict], level: Level, alarms: Alarms | None, tests: int
+    candidate: Record,
+    rows: Sequence[CapabilityVerdict],
+    level: Level,
+    alarms: Alarms | None,
+    tests: int,
+    left_out: int,
 ) -> str:
     where = {"monitor": "the monitor half", "gate": "the sealed gate half"}.get(candidate.header.part, "all items")
     if alarms is None:
@@ -119,13 +126,15 @@ def _claim(
     else:
         alarm = f"false alarms at most {alarms.level:.3g} over the looks so far ({alarms.method})"
     inexact = " (asymptotically for bits per byte)" if any(row.unit == "bits per byte" for row in rows) else ""
+    leaked = f"; {_count(left_out)} left out, found in the training data" if left_out else ""
     drift = (
         f" Drift says how much less probable the base's own replies became, clipped to {DRIFT_LIMIT:g} nats a token: "
         "that the model speaks otherwise, not that it is worse."
     )
     return (
-        f"{sum(row.items for row in rows)} items of the suite {candidate.header.suite} ({where}), taken as a sample of "
-        f"what each capability stands for; {alarm}, false passes at most {level.passing:.3g} a capability{inexact}."
+        f"{sum(row.items for row in rows)} items of the suite {candidate.header.suite} ({where}{leaked}), taken as a "
+        f"sample of what each capability stands for; {alarm}, false passes at most {level.passing:.3g} a "
+        f"capability{inexact}."
     ) + (drift if any(row.unit == "drift" for row in rows) else "")
 
 
@@ -272,10 +281,10 @@ def _row(name: str, members: Pairs, measures: list[Measure], tolerance: float, d
     now_broken = [new.id for old, new in members if old.finite and not new.finite]
     already_broken = [old.id for old, _ in members if not old.finite]
     if now_broken:
-        reason = f"{_count(now_broken)} with a log-likelihood that is not finite, such as {now_broken[0]!r}"
+        reason = f"{_count(len(now_broken))} with a log-likelihood that is not finite, such as {now_broken[0]!r}"
         return dataclasses.replace(row, zone=Zone.REGRESSED, decided_by=None, reason=reason, items_to_decide=None)
     if already_broken and zone is Zone.RETAINED:
-        reason = f"the baseline itself has {_count(already_broken)} that are not finite"
+        reason = f"the baseline itself has {_count(len(already_broken))} that are not finite"
         return dataclasses.replace(row, zone=Zone.UNDECIDED, decided_by=None, reason=reason)
     return row
 
@@ -331,18 +340,22 @@ def _reason(measure: Measure, seen: str, tolerance: float, needed: int | None) -
     return f"{seen}; a {noun} {upper} is possible and {proven}{more}"
 
 
-def _absent(name: str, unit: str, tolerance: Tolerance, share: float, level: Level) -> CapabilityVerdict:
-    """The row of a capability that was not asked here: never a pass."""
+def _absent(capability: Absent, tolerance: Tolerance, share: float, level: Level) -> CapabilityVerdict:
+    """The row of a capability of which nothing is judged here: never a pass."""
+    unit = capability.unit
     main = Measure(
         name=unit, drop=None, lower=None, upper=None, p_value=None, tested_at=share, alpha_lower=share,
         alpha_upper=level.passing, method="no data", exact=True, floor=0.0, zone=Zone.UNDECIDED,
     )  # fmt: skip
+    reason = "it has no item here; add items, so that each half has some"
+    if capability.left_out:
+        reason = "all its items here were found in the training data; add others, or train without them"
     return CapabilityVerdict(
-        capability=name, zone=Zone.UNDECIDED, decided_by=None, unit=unit, items=0, clusters=None, baseline=None,
-        candidate=None, tolerance=tolerance.of(unit), lost=None, won=None, main=main, soft=None,
-        reason="it has no item here; add items, so that each half has some",
+        capability=capability.name, zone=Zone.UNDECIDED, decided_by=None, unit=unit, items=0, clusters=None,
+        baseline=None, candidate=None, tolerance=tolerance.of(unit), lost=None, won=None, main=main, soft=None,
+        reason=reason,
     )  # fmt: skip
 
 
-def _count(ids: Sequence[Any]) -> str:
-    return f"{len(ids)} item" + ("" if len(ids) == 1 else "s")
+def _count(items: int) -> str:
+    return f"{items} item" + ("" if items == 1 else "s")

@@ -13,8 +13,8 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from backslide.config import TuneConfig
-from backslide.data import TrainingData
-from backslide.errors import ConfigError, DataError, InputError, ModelError, RunError
+from backslide.data import TrainingData, passages
+from backslide.errors import ConfigError, DataError, InputError, ModelError, RunError, shown
 from backslide.files import read_json, write_json
 from backslide.guard.callback import Guard
 from backslide.models import BUILTIN, DTYPES, Loaded, load_model, quiet
@@ -22,6 +22,7 @@ from backslide.record import Record
 from backslide.rundir import RunFolder
 from backslide.scoring.engine import Settings
 from backslide.scoring.work import Progress
+from backslide.suite.leakage import Leak, counted, find_leaks
 from backslide.suite.suite import Suite
 from backslide.verdict import Verdict
 
@@ -81,6 +82,7 @@ def tune(
     suite = suite or Suite.load(config.guard.suite)
     if baseline is None and config.guard.baseline is not None:
         baseline = Record.load(config.guard.baseline)
+    leaks = _leaks(config, suite, say, progress)
     guard = Guard(
         suite,
         every=config.guard.every,
@@ -97,7 +99,8 @@ def tune(
         run_dir=config.folder,
         settings=settings,
         name=config.model.base,
-        extra={"config": config.to_dict()},
+        leave_out=tuple(dict.fromkeys(leak.item for leak in leaks)),
+        extra={"config": config.to_dict(), "leaks": [_noted(leak) for leak in leaks]},
         say=say,
         progress=progress,
     )
@@ -105,7 +108,7 @@ def tune(
         if part is not None and part.skipped:
             say(f"{part.path}: {part.skipped} empty lines are left out")
     with _folder(config.folder):
-        return _tune(config, data, held_out, guard, say, progress, callbacks)
+        return _tune(config, data, held_out, guard, say, progress, [_NoteLeaks(guard, leaks), *callbacks])
 
 
 def _tune(
@@ -141,6 +144,23 @@ def _tune(
     target = guard.run.path / "model"
     _save(trainer.model, loaded, target)
     return Tuned(guard.run, guard.verdict, target, trainer.state.global_step, trainer.state.max_steps)
+
+
+def _leaks(config: TuneConfig, suite: Suite, say: Say, progress: Progress | None) -> tuple[Leak, ...]:
+    """Items of the suite that are in the training data. Raises `DataError` where the configuration is strict."""
+    leaks = find_leaks(suite, passages(config.data.train, progress), places=1)
+    if leaks:
+        found = f"{counted(leaks)} of the suite {suite.name} found in {config.data.train}"
+        first = f"such as {shown(leaks[0].item)} at {leaks[0].place}"
+        if config.guard.strict:
+            raise DataError(f"{found}, {first}; train without them, or set guard.strict = false to leave them unjudged")
+        say(f"{found}, {first}; backslide suite check lists them")
+    return leaks
+
+
+def _noted(leak: Leak) -> dict[str, Any]:
+    # Not the excerpts: a run's folder is shared more readily than its training data.
+    return {"item": leak.item, "place": leak.place, "kind": leak.kind, "overlap": round(leak.overlap, 3)}
 
 
 @contextlib.contextmanager
@@ -180,6 +200,18 @@ class _Bar(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._progress("training", state.global_step, state.max_steps)
+
+
+class _NoteLeaks(TrainerCallback):
+    """Writes the leaks into the run's events, behind the guard's first."""
+
+    def __init__(self, guard: Guard, leaks: Sequence[Leak]) -> None:
+        self._guard, self._leaks = guard, leaks
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._leaks and state.is_world_process_zero and self._guard.run is not None:
+            items = [leak.item for leak in self._leaks]
+            self._guard.run.append([{"event": "leaks", "step": state.global_step, "items": items}])
 
 
 class _EvaluateAtLooks(TrainerCallback):

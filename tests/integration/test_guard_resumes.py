@@ -80,6 +80,20 @@ def test_other_settings_are_refused_before_the_first_step(tmp_path: Path) -> Non
     assert other.state.global_step == 3
 
 
+def test_items_left_out_are_the_same_after_a_resume(tmp_path: Path) -> None:
+    out = {item.id for item in guard_of().suite.items if item.kind == "text"}
+    guard = guard_of(leave_out=out)
+    interrupted(tmp_path, guard, 3)
+    assert [row.reason for row in guard.looks[0].capabilities if row.capability == "t"] == [
+        "all its items here were found in the training data; add others, or train without them"
+    ]
+    with pytest.raises(MismatchError, match=r"begun with 6 items left out of its verdicts and is resumed with 0"):
+        make(tmp_path, guard_of()).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    again = guard_of(leave_out=out)
+    make(tmp_path, again).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert again.verdict is not None and "left out, found in the training data" in again.verdict.claim
+
+
 def test_a_record_that_cannot_be_compared_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from backslide.guard import watch
 

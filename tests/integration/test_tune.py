@@ -222,6 +222,50 @@ def test_what_is_left_out_or_cut_is_said(tmp_path: Path, tiny_folder: Path, choi
     assert [line for line in said if "1 of 3 training examples are cut at train.max_length = 20" in line]
 
 
+def leaked(item: Any) -> dict[str, str]:
+    """A training example that is an item of the suite, with its answer."""
+    return {"text": f"Question: {item.prompt.upper()} Answer: {item.choices[item.gold]}"}
+
+
+def test_items_in_the_training_data_are_said_in_events_run_and_report(
+    tmp_path: Path, tiny_folder: Path, choices: Suite
+) -> None:
+    setup = config(tmp_path, tiny_folder)
+    rows = [*ROWS["text"], leaked(choices.items[3]), leaked(choices.items[8])]
+    write_lines(tmp_path / "train.jsonl", rows)
+    said: list[str] = []
+    tuned = tune(setup, suite=choices, say=said.append)
+    ids, train = [choices.items[3].id, choices.items[8].id], tmp_path / "train.jsonl"
+    (line,) = [line for line in said if "found in" in line]
+    assert line == (
+        f"2 items of the suite choices found in {train}, such as '{ids[0]}' at {train}:13; "
+        "backslide suite check lists them"
+    )
+    places = [f"{train}:13", f"{train}:14"]
+    assert [(leak["item"], leak["place"], leak["kind"]) for leak in tuned.run.config["leaks"]] == [
+        (id, place, "exact") for id, place in zip(ids, places, strict=True)
+    ]
+    (event,) = [event for event in tuned.run.events() if event["event"] == "leaks"]
+    assert (event["step"], event["items"]) == (0, ids)
+    # They are measured, and left out of what each half is judged by.
+    assert tuned.run.config["left_out"] == sorted(ids)
+    judged = {half: len([item for item in choices.part(half) if item.id not in ids]) for half in ("monitor", "gate")}
+    assert sum(judged.values()) == len(choices.items) - 2
+    assert tuned.verdict.claim.startswith(f"{judged['gate']} items of the suite choices")
+    assert {e["items"] for e in tuned.run.events() if e["event"] == "look"} == {judged["monitor"]}
+    assert len(Record.load(tuned.run.baseline).outcomes) == len(choices.items)
+    report = tuned.run.report.read_text()
+    assert "Items of the suite that were found in the training data: 2." in report
+    assert f"exact, {train}:14" in report.replace("\\", "")
+
+    write_lines(tmp_path / "train.jsonl", ROWS["text"])
+    said.clear()
+    clean = tune(setup, suite=choices, say=said.append).run
+    assert clean.config["leaks"] == [] and "found in the training data" not in clean.report.read_text()
+    assert not [line for line in said if "found in" in line]
+    assert not [event for event in clean.events() if event["event"] == "leaks"]
+
+
 # What is refused leaves nothing behind.
 
 
@@ -255,6 +299,9 @@ def test_bad_input_leaves_nothing(tmp_path: Path, tiny_folder: Path, choices: Su
     bad(ModelError, "no weights", base=hollow)
     bad(ModelError, "is an adapter", base=adapter)
     bad(DataError, "the format prompt/completion", data={"held_out": str(tmp_path / "pairs.jsonl")})
+    write_lines(tmp_path / "leaky.jsonl", [*ROWS["text"], leaked(choices.items[5])])
+    leaky = {"data": {"train": str(tmp_path / "leaky.jsonl")}, "guard": {"strict": True}}
+    bad(DataError, r"1 item of the suite choices found in .*:13; train without them, or set guard.strict = f", **leaky)
     bad(DataError, "no such file", data={"train": str(tmp_path / "nowhere.jsonl")})
     bad(ConfigError, "a-file', which cannot be made", output={"dir": str(tmp_path / "a-file")})
     bad(ConfigError, "run', which cannot be made", output={"dir": str(tmp_path / "a-file" / "run")})

@@ -183,14 +183,15 @@ def test_a_verdict_on_drift_survives_json_and_its_pages_speak_of_drift(tmp_path:
     old, new = record(referred(before)), record(referred(after), part="gate")
     verdict = judge(old, new)
     assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
-    story = diagnose(Losses(((0, 3.0), (5, 1.0))), [(3, Zone.REGRESSED)], verdict, {})
-    assert story.state == "learning and forgetting" and story.story[1:] == (
+    story = diagnose(Losses(((0, 3.0), (5, 1.0))), [(3, dataclasses.replace(verdict, step=3))], verdict, {})
+    assert story.state == "learning and forgetting" and story.story[1:4] == (
         "The model drifted from the base while it did: its own replies are no longer what it says.",
         "Whether it became worse no item says: items with right answers would.",
         "The drift was proven at step 3, during training.",
     )
+    assert story.story[4].startswith("It began to drift between step 0 and step 3")
     mixed = judge(record(referred(before), choices([True] * 80)), record(referred(after), choices([False] * 80)))
-    assert "The original abilities fell, and nothing was gained for it." in diagnose(Losses(), [], mixed, {}).story
+    assert any(line.startswith("The original abilities fell;") for line in diagnose(Losses(), [], mixed, {}).story)
     run = RunFolder(tmp_path / "run")
     run.begin({"model": "m", "suite": "s", "suite_hash": "h", "alpha": 0.05, "tolerance": 0.03})
     old.save(run.baseline)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from backslide.errors import InputError, RecordError
-from backslide.files import dump, read_json, read_lines, read_text, write_json, write_lines, write_text
+from backslide.files import LONGEST_LINE, dump, read_json, read_lines, read_text, write_json, write_lines, write_text
 
 
 def test_a_write_that_is_killed_leaves_the_old_file_and_nothing_else(
@@ -83,6 +84,36 @@ def test_bad_lines_are_one_line_of_the_error_asked_for(tmp_path: Path, content: 
     with pytest.raises(RecordError, match=says) as raised:
         list(read_lines(path, RecordError))
     assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
+
+
+def test_a_line_of_a_gigabyte_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    with open(path, "wb") as file:
+        file.write(b'{"a": 1}\n{"a": "')
+        file.truncate(1 << 30)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            RecordError, match=r"f\.jsonl:2: the line is longer than 16 MiB; give each entry a line"
+        ) as raised:
+            list(read_lines(path, RecordError))
+        assert tracemalloc.get_traced_memory()[1] < 3 * LONGEST_LINE
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(raised.value)
+
+
+def test_lines_are_read_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"a": "%s"}\n' % ("x" * 10**6) * 40 + "oops\n")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"f\.jsonl:41: not JSON"):
+            for _ in read_lines(path):
+                pass
+        assert tracemalloc.get_traced_memory()[1] < 8 * 10**6, "forty lines of a megabyte"
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("content", ['{"a": 1,\n"b"}', "[" * 100_000, "9" * 5000, ""])

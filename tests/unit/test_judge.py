@@ -208,3 +208,67 @@ def test_a_look_that_is_not_finite_spends_nothing_and_is_judged_by_that() -> Non
     state, alarms = on_record(joint, record(old), look)
     assert state == joint and not alarms.proven
     assert judge(record(old), look, alarms=alarms).zone is Zone.REGRESSED
+
+
+def leaky(*groups: Any, **more: Any) -> Record:
+    return record(*groups, part="gate", **more)
+
+
+def test_items_that_are_left_out_are_not_judged_and_the_claim_says_so() -> None:
+    old, new = flipped(60, 12, 0)
+    lost = {outcome.id for outcome in old[:12]}
+    whole = judge(leaky(old), leaky(new))
+    assert whole.zone is Zone.REGRESSED and "left out" not in whole.claim
+    without = judge(leaky(old), leaky(new), leave_out=lost)
+    assert without == dataclasses.replace(judge(leaky(old[12:]), leaky(new[12:])), claim=without.claim)
+    (row,) = without.capabilities
+    assert (row.items, row.lost, row.zone) == (48, 0, Zone.UNDECIDED)
+    assert (
+        "48 items of the suite s (the sealed gate half; 12 items left out, found in the training data)" in without.claim
+    )
+    one = judge(leaky(old), leaky(new), leave_out=["math/0", "an id that was not asked"])
+    assert "(the sealed gate half; 1 item left out, found in the training data)" in one.claim
+    assert judge(leaky(old), leaky(new), leave_out=["nothing"]) == whole
+
+
+def test_a_capability_of_which_all_items_leaked_is_undecided() -> None:
+    old, new = flipped(400, 0, 0)
+    other = choices([True] * 3, "other")
+    verdict = judge(record(old, other), record(new, other), leave_out={outcome.id for outcome in other})
+    rows = {row.capability: row for row in verdict.capabilities}
+    assert rows["math"].zone is Zone.RETAINED and rows["other"].zone is Zone.UNDECIDED is verdict.zone
+    assert rows["other"].reason == (
+        "all its items here were found in the training data; add others, or train without them"
+    )
+    # One that was not asked at all says so, as before.
+    verdict = judge(record(old, other), record(new), leave_out={outcome.id for outcome in other})
+    assert verdict.capabilities[1].reason.startswith("it has no item here")
+    # Nothing is left.
+    verdict = judge(record(other), record(other), leave_out={outcome.id for outcome in other})
+    assert verdict.zone is Zone.UNDECIDED and verdict.pooled is None and verdict.capabilities[0].items == 0
+
+
+def test_a_capability_of_two_kinds_of_which_one_leaked() -> None:
+    hard, soft = choices([True] * 400, "both"), texts([-80.0] * 60, "both")
+    soft = [dataclasses.replace(outcome, id=f"text/{outcome.id}") for outcome in soft]
+    verdict = judge(record(hard, soft), record(hard, soft), leave_out={outcome.id for outcome in soft})
+    rows = {row.capability: row for row in verdict.capabilities}
+    assert rows["both"].zone is Zone.RETAINED
+    assert rows["both (text)"].zone is Zone.UNDECIDED and "found in the training data" in rows["both (text)"].reason
+
+
+def test_a_sequential_test_and_a_broken_score_do_not_see_what_is_left_out() -> None:
+    old, new = flipped(60, 30, 0)
+    lost = {outcome.id for outcome in old[:30]}
+    assert set(paired_drops(record(old), record(new))) == {"math"}
+    assert paired_drops(record(old), record(new), lost)["math"].values.tolist() == [0.0] * 30
+    _, alarms = on_record(Joint(0.05, 1), record(old), record(new))
+    assert alarms.proven == {"math"}
+    _, alarms = on_record(Joint(0.05, 1), record(old), record(new), lost)
+    assert alarms.proven == frozenset()
+    new[0] = dataclasses.replace(new[0], scores=(None, -1.0))
+    assert judge(record(old), record(new)).zone is Zone.REGRESSED
+    assert judge(record(old), record(new), leave_out=lost).zone is not Zone.REGRESSED
+    spent, _ = on_record(Joint(0.05, 1), record(old), record(new))
+    kept, _ = on_record(Joint(0.05, 1), record(old), record(new), lost)
+    assert spent.state is None and kept.state is not None, "a broken look spends nothing; what is left out breaks none"

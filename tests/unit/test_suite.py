@@ -81,6 +81,19 @@ def written(tmp_path: Path, text: str) -> Path:
         (changed(choices="xy"), "choices is 'xy', a list of texts is needed"),
         (changed(choices=["x", 2]), r"choices is \['x', 2\], a list of texts is needed"),
         (changed(cluster=""), "cluster is empty"),
+        (
+            changed(id="../../x"),
+            r"id is '\.\./\.\./x', which could lead out of a folder; leave out backslashes, and parts",
+        ),
+        (changed(id="a\nb"), r"id is 'a\\nb', with a line break or a control character; leave it out"),
+        (changed(capability="\x1b[31m"), r"capability is '\\x1b\[31m', with a line break or a control character"),
+        (changed(id="x" * 301), r"id is 'x+\.\.\.x+', of 301 characters; give it 300 at most"),
+        (changed(gold="x" * 10**6), r"gold is 'x{20,40}\.\.\.x{20,40}', the index of a choice is needed"),
+        (
+            changed(choices=["x", ["y" * 10**6]]),
+            r"choices is \['x', \['y{20,40}\.\.\.y{20,40}'\]\], a list of texts is needed",
+        ),
+        (changed(**{"k" * 10**6: 1}), r"unknown key 'k{20,40}\.\.\.k{20,40}' in an item of kind choice"),
         (changed(ANSWER, answers=[]), "answers has 0 entries, at least 1 needed"),
         (changed(ANSWER, match="fuzzy"), "match is 'fuzzy', one of exact, number, contains, regex is needed"),
         (changed(CONTINUATION, gold=[3]), "gold has 3, but the item has 3 continuations, from 0"),
@@ -156,12 +169,21 @@ def test_items_made_in_python_are_checked_too() -> None:
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+BIDI = "".join(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
+NAME = st.text(
+    st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="/\\" + BIDI), min_size=1
+).filter(lambda name: name.strip(". "))
+IDS = st.lists(NAME.filter(str.strip), min_size=1, max_size=3).map("/".join)
 ENTRIES = st.lists(TEXT, min_size=2, max_size=5, unique=True).map(tuple)
 
 
 @st.composite
 def items(draw: st.DrawFn) -> Item:
-    shared: dict[str, Any] = {"id": draw(TEXT), "capability": draw(TEXT), "cluster": draw(st.none() | TEXT)}
+    shared: dict[str, Any] = {
+        "id": draw(IDS),
+        "capability": draw(NAME.filter(str.strip)),
+        "cluster": draw(st.none() | TEXT),
+    }
     match draw(st.sampled_from(["choice", "answer", "text", "open"])):
         case "choice":
             entries = draw(ENTRIES)

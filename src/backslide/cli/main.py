@@ -5,7 +5,6 @@ Imports of torch and of what needs it stand inside the verbs, so that `backslide
 
 from __future__ import annotations
 
-import enum
 import os
 import sys
 from pathlib import Path
@@ -14,7 +13,21 @@ from typing import Annotated, NoReturn
 import typer
 
 import backslide
-from backslide.cli.options import DtypeOption, Format, FormatOption
+from backslide.cli.options import (
+    TASKS,
+    DtypeOption,
+    FewshotOption,
+    Format,
+    FormatOption,
+    IncludePathOption,
+    LimitOption,
+    ModelArgument,
+    MultiturnOption,
+    Part,
+    SuiteOption,
+    SystemOption,
+    TemplateOption,
+)
 from backslide.cli.screen import Screen
 from backslide.cli.suite import suite_app
 from backslide.errors import BackslideError
@@ -29,57 +42,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 retained · 1 regressed · 2 wrong usage or bad input · 3 undecided · 4 the run broke",
 )
 app.add_typer(suite_app, name="suite")
-
-
-class Part(str, enum.Enum):
-    """Which items."""
-
-    all = "all"
-    monitor = "monitor"
-    gate = "gate"
-
-
-ModelArgument = Annotated[
-    str, typer.Argument(help="A model folder, adapter folder, hub id, or smollm2-135m-instruct.", show_default=False)
-]
-SuiteOption = Annotated[
-    str,
-    typer.Option(help="'repertoire', a .jsonl file, a folder of them, or lm-eval's tasks: 'lm-eval:piqa,boolq'."),
-]
-TASKS = "lm-eval's tasks"
-IncludePathOption = Annotated[
-    Path | None,
-    typer.Option("--include-path", "--include_path", help="A folder of task files.", rich_help_panel=TASKS),
-]
-FewshotOption = Annotated[
-    int | None,
-    typer.Option("--num-fewshot", "--num_fewshot", help="Examples before each document.", rich_help_panel=TASKS),
-]
-LimitOption = Annotated[
-    float | None,
-    typer.Option("--limit", "-L", help="Documents of each task; below 1: a share.", rich_help_panel=TASKS),
-]
-TemplateOption = Annotated[
-    bool,
-    typer.Option(
-        "--apply-chat-template", "--apply_chat_template", help="Ask through the chat template.", rich_help_panel=TASKS
-    ),
-]
-MultiturnOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--fewshot-as-multiturn/--no-fewshot-as-multiturn",
-        "--fewshot_as_multiturn/--no_fewshot_as_multiturn",
-        help="Examples as turns of the chat; default: with the chat template.",
-        rich_help_panel=TASKS,
-    ),
-]
-SystemOption = Annotated[
-    str | None,
-    typer.Option("--system-instruction", "--system_instruction", help="In front of everything.", rich_help_panel=TASKS),
-]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="json: machine-readable, on standard output.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -280,31 +242,6 @@ def power(
         for row in map(dataclasses.asdict, rows)
     ]
     screen.result({"suite": chosen.name, "looks": looks, "alpha": alpha, "power": power, "capabilities": finite})
-
-
-@suite_app.command("ls")
-def suite_ls(
-    suite: SuiteOption = "repertoire",
-    include_path: IncludePathOption = None,
-    num_fewshot: FewshotOption = None,
-    limit: LimitOption = None,
-    form: FormatOption = Format.text,
-) -> None:
-    """Count the items of each capability, and of its halves."""
-    from backslide.suite.lm_eval import TaskOptions
-    from backslide.suite.suite import Suite
-
-    screen = Screen(as_json=form is Format.json)
-    chosen = Suite.load(suite, TaskOptions(include_path=include_path, num_fewshot=num_fewshot, limit=limit))
-    halves = {half: [item.capability for item in chosen.part(half)] for half in ("monitor", "gate")}
-    counts = {
-        name: {"items": count, **{half: members.count(name) for half, members in halves.items()}}
-        for name, count in chosen.capabilities.items()
-    }
-    for name, row in counts.items():
-        screen.show(f"{name:20} {row['items']:5} items   {row['monitor']:4} monitor  {row['gate']:4} gate")
-    screen.show(f"suite {chosen.name}, hash {chosen.hash[:12]}")
-    screen.result({"suite": chosen.name, "hash": chosen.hash, "capabilities": counts})
 
 
 def _show_run(screen: Screen, folder: Path) -> None:

@@ -205,8 +205,9 @@ def _onset(onset: Onset | None) -> list[str]:
     if not onset.seen:
         return [f"Since when is not to be told from {_looks(onset.looks)} ({what})."]
     share = "more than 99%" if onset.probability > 0.99 else f"{onset.probability:.0%}"
+    began = "drift" if onset.measure == "drift" else "fall"
     return [
-        f"It began to fall between step {onset.after} and step {onset.before} (probability {share}), most likely at "
+        f"It began to {began} between step {onset.after} and step {onset.before} (probability {share}), most likely at "
         f"about step {onset.step:.0f}; from step {onset.low:.0f} to step {onset.high:.0f} with {onset.level:.0%} "
         f"({what}, {_looks(onset.looks)})."
     ]

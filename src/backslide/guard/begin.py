@@ -130,6 +130,12 @@ def _resume(found: Begun, options: Options, training: Training, model: Any) -> N
                 f"{run.path}: the run was begun with {name} = {config[name]!r} and is resumed with {value!r}; false "
                 "alarms are counted over the whole run, so resume it with the same"
             )
+    left_out = config.get("left_out", [])
+    if config and set(left_out) != options.leave_out:
+        raise MismatchError(
+            f"{run.path}: the run was begun with {len(left_out)} items left out of its verdicts and is resumed with "
+            f"{len(options.leave_out)}, or with others; resume it with the same leave_out"
+        )
     found.past = past(events, step)
     plan = {"looks": list(found.state.looks), "planned": found.state.shares}
     anew = not config or found.past.ended or any(config.get(key, value) != value for key, value in plan.items())
@@ -155,7 +161,7 @@ def _resume(found: Begun, options: Options, training: Training, model: Any) -> N
         looks.append(verdict)
         record = by_weights.pop((event["step"], str(event.get("model"))), None)
         if found.joint is not None and record is not None:
-            found.joint, _ = joint.on_record(found.joint, found.baseline, record)
+            found.joint, _ = joint.on_record(found.joint, found.baseline, record, options.leave_out)
     found.looks = looks
     found.state = dataclasses.replace(found.state, waiting=found.past.gone)
     for (at, _), record in by_weights.items():
@@ -226,6 +232,7 @@ def _config(found: Begun, options: Options, training: Training) -> dict[str, Any
         "alpha": options.alpha,
         "tolerance": options.tolerance,
         "test": options.test,
+        "left_out": sorted(options.leave_out),
         "looks": list(found.state.looks),
         "planned": found.state.shares,
         "budget": options.share,

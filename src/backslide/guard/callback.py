@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Guard(TrainerCallback):
             are. `joint`: sign-flips of whole trajectories, which sees smaller drops; exact where each item's drops are
             as likely as their mirror image if nothing was lost, else asymptotic; a budget then passes looks over
             instead of making them smaller.
+        leave_out: ids of items that are measured and not judged, such as those that are in the training data (see
+            `backslide.suite.leakage`); a run is resumed with the same.
         baseline: a record of the base model, or its file, so that it is not measured again.
         cache: whether a baseline that an earlier run measured on the very same model is taken, and this one kept.
         snapshots: where the state to go back to is kept: `memory` (of the CPU) or `disk`; default: in memory for
@@ -74,6 +76,7 @@ class Guard(TrainerCallback):
         tolerance: float = 0.03,
         alpha: float = 0.05,
         test: str = "exact",
+        leave_out: Collection[str] = (),
         baseline: Record | str | Path | None = None,
         cache: bool = True,
         snapshots: str | None = None,
@@ -99,6 +102,7 @@ class Guard(TrainerCallback):
             tolerance=tolerance,
             alpha=alpha,
             test=test,
+            leave_out=frozenset(leave_out),
             baseline=Record.load(baseline) if isinstance(baseline, (str, Path)) else baseline,
             cache=cache,
             snapshots=snapshots,

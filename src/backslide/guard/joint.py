@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from backslide.drops import paired_drops
@@ -31,15 +32,16 @@ class Joint:
     """None before the first look."""
 
 
-def on_record(joint: Joint, baseline: Record, record: Record) -> tuple[Joint, Alarms]:
+def on_record(joint: Joint, baseline: Record, record: Record, leave_out: Collection[str] = ()) -> tuple[Joint, Alarms]:
     """Take a look's record; what it proves stands in place of the look's own tests.
 
     Each capability enters with its finest measure; the row of all items is not tested. A look with a score that is not
     finite, where the baseline has one, is judged by that alone: it proves nothing here, and its share of α is not
-    spent.
+    spent. Items of `leave_out` are not looked at, and must be the same at all looks of a run.
     """
-    drops = {name: of for name, of in paired_drops(baseline, record).items() if len(of.values)}
-    broken = any(not outcome.finite and baseline.by_id[outcome.id].finite for outcome in record.outcomes)
+    drops = {name: of for name, of in paired_drops(baseline, record, leave_out).items() if len(of.values)}
+    judged = [outcome for outcome in record.outcomes if outcome.id not in leave_out]
+    broken = any(not outcome.finite and baseline.by_id[outcome.id].finite for outcome in judged)
     if broken or not drops:
         return joint, Alarms(frozenset(), joint.alpha, METHOD)
     units = [len(of.values) if of.clusters is None else of.clusters for of in drops.values()]

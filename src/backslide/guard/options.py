@@ -34,6 +34,7 @@ class Options:
     tolerance: float
     alpha: float
     test: str
+    leave_out: frozenset[str]
     baseline: Record | None
     cache: bool
     snapshots: str | None

@@ -17,6 +17,9 @@ PREFIX = "backslide/"
 GUARDED = "backslide_guarded_loss"
 """The target's held-out loss, infinite where the last look proved a regression: for `metric_for_best_model`."""
 
+_NAMES = {"accuracy": "accuracy", "bits per byte": "bits_per_byte", "drift": "nats_per_token"}
+"""What a look's mean is logged as: of drift the base's own replies, and how much that changed is the `drop`."""
+
 
 def numbers_of(verdict: Verdict) -> dict[str, float]:
     """A look as plain numbers, which is what trackers take."""
@@ -26,12 +29,12 @@ def numbers_of(verdict: Verdict) -> dict[str, float]:
     }
     row = main_row(verdict)
     if row is not None:
-        unit = row.unit.replace(" ", "_")
-        found |= {unit: row.candidate, "drop": row.drop, "lost": row.lost, "won": row.won, "items": row.items}
+        mean = _NAMES[row.unit]
+        found |= {mean: row.candidate, "drop": row.drop, "lost": row.lost, "won": row.won, "items": row.items}
         if row.soft is not None:
             found["drop_probability"] = row.soft.drop
     for capability in verdict.capabilities:
-        found[f"{capability.capability}/{capability.unit.replace(' ', '_')}"] = capability.candidate
+        found[f"{capability.capability}/{_NAMES[capability.unit]}"] = capability.candidate
         found[f"{capability.capability}/drop"] = capability.drop
     return {PREFIX + name: float(v) for name, v in found.items() if v is not None and math.isfinite(v)}
 

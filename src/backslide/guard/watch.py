@@ -262,7 +262,7 @@ class Watch:
                     self._writer.do(f"step {step}", lambda r=record: r.save(self.run.step(step)))  # type: ignore[misc]
                 return record
         if self._joint is not None:
-            self._joint, _ = joint.on_record(self._joint, self.baseline, records[0])
+            self._joint, _ = joint.on_record(self._joint, self.baseline, records[0], self.options.leave_out)
         self._writer.do("steps/lost", lambda: self.run.lose(step))
         self._tell(
             f"step {step} comes by again with other weights than before the run was resumed; the look that was taken "
@@ -285,7 +285,7 @@ class Watch:
 
     def _judge(self, record: Record, step: int, *, last: bool, gate: bool) -> Verdict:
         tolerance = Tolerance(accuracy=self.options.tolerance)
-        state = self.state
+        state, out = self.state, self.options.leave_out
         level = state.gate_level if gate else state.level(step, last=last)
         alarms: Alarms | None = None
         if level is None:
@@ -293,8 +293,8 @@ class Watch:
             level = Level(fail=state.looks_alpha, passing=state.alpha)
             alarms = Alarms(frozenset(), state.looks_alpha, "no test left")
         elif self._joint is not None and not gate:
-            self._joint, alarms = joint.on_record(self._joint, self.baseline, record)
-        return judge(self.baseline, record, tolerance=tolerance, level=level, alarms=alarms)
+            self._joint, alarms = joint.on_record(self._joint, self.baseline, record, out)
+        return judge(self.baseline, record, tolerance=tolerance, level=level, alarms=alarms, leave_out=out)
 
     # Acting, writing and speaking.
 

@@ -13,7 +13,8 @@ def seen(verdict: Verdict) -> str:
         return "nothing that could be compared"
     if row.unit == "accuracy":
         return f"accuracy {row.baseline:.1%} → {row.candidate:.1%}, {row.lost} lost, {row.won} won"
-    return f"{row.unit} {row.baseline:.3f} → {row.candidate:.3f}"
+    unit = "the base's own replies, nats a token:" if row.unit == "drift" else row.unit
+    return f"{unit} {row.baseline:.3f} → {row.candidate:.3f}"
 
 
 def brief(verdict: Verdict) -> str:

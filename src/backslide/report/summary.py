@@ -154,6 +154,13 @@ class Summary:
         return found
 
     @property
+    def leaked(self) -> tuple[str, ...]:
+        """The items that were found in the training data before the run, each with the place there."""
+        leaks = self.config.get("leaks")
+        rows = [leak for leak in leaks if isinstance(leak, dict)] if isinstance(leaks, list) else []
+        return tuple(f"{leak.get('item')} ({leak.get('kind')}, {leak.get('place')})" for leak in rows)
+
+    @property
     def seconds(self) -> float:
         """Seconds that measuring took, all looks together."""
         return sum(float(e["seconds"]) for e in self.run.events() if isinstance(e.get("seconds"), (int, float)))

@@ -25,13 +25,20 @@ import dataclasses
 import difflib
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from backslide.errors import SuiteError
+from backslide.errors import SuiteError, shown
 
 Match = Literal["exact", "number", "contains", "regex"]
+
+LONGEST_NAME = 300
+"""Characters of an id, and of the name of a capability."""
+
+# Control characters, line breaks of Unicode, and what makes a line run backwards.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +58,9 @@ class Item:
     """Items that share a passage or a template share this name; they stay in one half of the suite."""
 
     def __post_init__(self) -> None:
-        self._text("id")
-        self._text("capability")
+        self._name("id")
+        self._name("capability")
+        _no_path(self.id)
         if self.cluster is not None:
             self._text("cluster")
 
@@ -64,15 +72,24 @@ class Item:
     def _text(self, field: str) -> None:
         value = getattr(self, field)
         if not isinstance(value, str):
-            raise SuiteError(f"{field} is {value!r}, text is needed")
+            raise SuiteError(f"{field} is {shown(value)}, text is needed")
         if not value.strip():
             raise SuiteError(f"{field} is empty")
         _encodable(field, value)
 
+    def _name(self, field: str) -> None:
+        self._text(field)
+        value = getattr(self, field)
+        # It stands in tables, file names and logs.
+        if len(value) > LONGEST_NAME:
+            raise SuiteError(f"{field} is {shown(value)}, of {len(value)} characters; give it {LONGEST_NAME} at most")
+        if _UNSEEN.search(value):
+            raise SuiteError(f"{field} is {shown(value)}, with a line break or a control character; leave it out")
+
     def _texts(self, field: str, at_least: int, *, blank: bool = False) -> None:
         value = getattr(self, field)
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise SuiteError(f"{field} is {value!r}, a list of texts is needed")
+            raise SuiteError(f"{field} is {shown(value)}, a list of texts is needed")
         if len(value) < at_least:
             raise SuiteError(f"{field} has {len(value)} entries, at least {at_least} needed")
         for entry in value:
@@ -81,7 +98,7 @@ class Item:
             _encodable(field, entry)
         if len(set(value)) < len(value):
             twice = next(v for i, v in enumerate(value) if v in value[:i])
-            raise SuiteError(f"{field} has {twice!r} twice")
+            raise SuiteError(f"{field} has {shown(twice)} twice")
         object.__setattr__(self, field, tuple(value))
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,10 +127,10 @@ class ChoiceItem(Item):
         self._text("prompt")
         self._texts("choices", at_least=2)
         if not isinstance(self.gold, int) or isinstance(self.gold, bool):
-            raise SuiteError(f"gold is {self.gold!r}, the index of a choice is needed")
+            raise SuiteError(f"gold is {shown(self.gold)}, the index of a choice is needed")
         if not 0 <= self.gold < len(self.choices):
             last = len(self.choices) - 1
-            raise SuiteError(f"gold is {self.gold}, but the item has {last + 1} choices (0-{last})")
+            raise SuiteError(f"gold is {shown(self.gold)}, but the item has {last + 1} choices (0-{last})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +152,16 @@ class AnswerItem(Item):
         self._texts("answers", at_least=1)
         self._texts("stop", at_least=0, blank=True)
         if self.match not in get_args(Match):
-            raise SuiteError(f"match is {self.match!r}, one of {', '.join(get_args(Match))} is needed")
+            raise SuiteError(f"match is {shown(self.match)}, one of {', '.join(get_args(Match))} is needed")
         if self.match == "regex":
             for pattern in self.answers:
                 try:
-                    re.compile(pattern)
-                except re.error as bad:
-                    raise SuiteError(f"answers has {pattern!r}, which is no regular expression: {bad}") from None
+                    with warnings.catch_warnings():
+                        # That a pattern may mean something else in a later Python is no error in this one.
+                        warnings.simplefilter("ignore")
+                        re.compile(pattern)
+                except (re.error, OverflowError, RecursionError) as bad:
+                    raise SuiteError(f"answers has {shown(pattern)}, which is no regular expression: {bad}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,14 +220,14 @@ class ContinuationItem(Item):
         for field in ("contexts", "continuations"):
             self._words(field)
         if not self.continuations or not all(self.continuations):
-            raise SuiteError(f"continuations is {self.continuations!r}, texts that are not empty are needed")
+            raise SuiteError(f"continuations is {shown(self.continuations)}, texts that are not empty are needed")
         if len(self.contexts) not in (1, len(self.continuations)):
             raise SuiteError(
                 f"contexts has {len(self.contexts)} entries, 1 or one for each of the {len(self.continuations)} "
                 "continuations is needed"
             )
         if not isinstance(self.gold, (list, tuple)) or any(type(place) is not int for place in self.gold):
-            raise SuiteError(f"gold is {self.gold!r}, a list of indices is needed")
+            raise SuiteError(f"gold is {shown(self.gold)}, a list of indices is needed")
         wrong = [place for place in self.gold if not 0 <= place < len(self.continuations)]
         if wrong:
             raise SuiteError(f"gold has {wrong[0]}, but the item has {len(self.continuations)} continuations, from 0")
@@ -216,7 +236,7 @@ class ContinuationItem(Item):
     def _words(self, field: str) -> None:
         value = getattr(self, field)
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise SuiteError(f"{field} is {value!r}, a list of texts is needed")
+            raise SuiteError(f"{field} is {shown(value)}, a list of texts is needed")
         for entry in value:
             _encodable(field, entry)
         object.__setattr__(self, field, tuple(value))
@@ -247,24 +267,40 @@ class GenerationItem(Item):
     def __post_init__(self) -> None:
         Item.__post_init__(self)
         if not isinstance(self.prompt, str):
-            raise SuiteError(f"prompt is {self.prompt!r}, text is needed")
+            raise SuiteError(f"prompt is {shown(self.prompt)}, text is needed")
         _encodable("prompt", self.prompt)
         self._texts("answers", at_least=1, blank=True)
         self._texts("stop", at_least=0, blank=True)
         if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
-            raise SuiteError(f"max_new_tokens is {self.max_new_tokens!r}, a whole number from 1 is needed")
+            raise SuiteError(f"max_new_tokens is {shown(self.max_new_tokens)}, a whole number from 1 is needed")
         for field, kind in (("filters", list), ("metric", dict)):
             try:
                 good = isinstance(json.loads(getattr(self, field)), kind)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, RecursionError):
                 good = False
             if not good:
-                raise SuiteError(f"{field} is {getattr(self, field)!r}, JSON of a {kind.__name__} is needed")
+                raise SuiteError(f"{field} is {shown(getattr(self, field))}, JSON of a {kind.__name__} is needed")
 
 
 KINDS: dict[str, type[Item]] = {
     cls.kind: cls for cls in (ChoiceItem, AnswerItem, TextItem, OpenItem, ContinuationItem, GenerationItem)
 }
+
+
+def asked_of(item: Item) -> str:
+    """What an item asks, for people: its prompt, the context in front of a right continuation, or its text."""
+    if isinstance(item, ContinuationItem):
+        return item.pairs[item.gold[0] if item.gold else 0][0]
+    return str(getattr(item, "text" if isinstance(item, TextItem) else "prompt"))
+
+
+def right_of(item: Item) -> tuple[str, ...]:
+    """What is right, of a matcher `regex` as patterns; nothing where an item has no right answer."""
+    if isinstance(item, ChoiceItem):
+        return (item.choices[item.gold],)
+    if isinstance(item, ContinuationItem):
+        return tuple(item.continuations[place] for place in item.gold)
+    return item.answers if isinstance(item, (AnswerItem, GenerationItem)) else ()
 
 
 def item_from_dict(row: Mapping[str, Any]) -> Item:
@@ -277,13 +313,13 @@ def item_from_dict(row: Mapping[str, Any]) -> Item:
         raise SuiteError(f"has no kind; one of {', '.join(KINDS)} is needed")
     cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
-        raise SuiteError(f"kind is {kind!r}, one of {', '.join(KINDS)} is needed")
+        raise SuiteError(f"kind is {shown(kind)}, one of {', '.join(KINDS)} is needed")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in row:
         if key != "kind" and key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
+            near = difflib.get_close_matches(key[:80], fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(fields)}"
-            raise SuiteError(f"unknown key {key!r} in an item of kind {kind}{hint}")
+            raise SuiteError(f"unknown key {shown(key)} in an item of kind {kind}{hint}")
     for name, field in fields.items():
         if name not in row and field.default is dataclasses.MISSING:
             raise SuiteError(f"has no {name}, which an item of kind {kind} needs")
@@ -295,4 +331,13 @@ def _encodable(field: str, value: str) -> None:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise SuiteError(f"{field} is {value!r}, which holds half a surrogate pair and is not text") from None
+        raise SuiteError(f"{field} is {shown(value)}, which holds half a surrogate pair and is not text") from None
+
+
+def _no_path(id: str) -> None:
+    # An id may become a file's name; slashes group ids, and must not lead out of a folder.
+    if "\\" in id or any(part.strip(". ") == "" for part in id.split("/")):
+        raise SuiteError(
+            f"id is {shown(id)}, which could lead out of a folder; leave out backslashes, and parts between slashes "
+            "that are empty or dots"
+        )

@@ -137,7 +137,7 @@ def load_lm_eval(names: str, options: TaskOptions | None = None, *, tokenizer: A
                 items.append(item)
                 hashes[item.id] = _hashes(task, instances[0])
     asked = [word for word in options.given if not word.startswith("include_path")]
-    return TaskSuite(" ".join([source, *asked]), tuple(items), options, hashes, loaded)
+    return TaskSuite(" ".join([source, *asked]), tuple(items), options=options, hashes=hashes, loaded=loaded)
 
 
 def chat_template(tokenizer: Any) -> Callable[..., str]:

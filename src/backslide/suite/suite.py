@@ -7,12 +7,12 @@ import hashlib
 import importlib.resources
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from backslide.errors import SuiteError
+from backslide.errors import SuiteError, shown
 from backslide.files import read_lines, write_lines
 from backslide.suite.item import Item, item_from_dict
 
@@ -36,6 +36,8 @@ class Suite:
 
     name: str
     items: tuple[Item, ...]
+    places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """File and line of each item, by its id, where it was read from a file."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "items", tuple(self.items))
@@ -43,7 +45,7 @@ class Suite:
             raise SuiteError(f"suite {self.name}: has no items")
         twice = [id for id, count in Counter(item.id for item in self.items).items() if count > 1]
         if twice:
-            raise SuiteError(f"suite {self.name}: the id {twice[0]!r} is used more than once")
+            raise SuiteError(f"suite {self.name}: the id {shown(twice[0])} is used more than once")
 
     @classmethod
     def load(cls, source: str | Path, tasks: TaskOptions | None = None, tokenizer: Any = None) -> Suite:
@@ -65,26 +67,17 @@ class Suite:
         if str(source) == REPERTOIRE:
             return cls.repertoire()
         path = Path(source)
-        if path.is_dir():
-            files = sorted(path.glob("*.jsonl"))
-            if not files:
-                raise SuiteError(f"{path}: the folder has no .jsonl file")
-        elif path.exists():
-            files = [path]
-        else:
-            raise SuiteError(
-                f"{path}: no such suite; give a .jsonl file, a folder of them, {REPERTOIRE!r} or 'lm-eval:TASK'"
-            )
-        items = list(_read(files))
-        if not items:
+        found = list(_read((str(file), file) for file in _files(path)))
+        if not found:
             raise SuiteError(f"{path}: the suite is empty; a line an item is needed")
-        return cls(name=path.stem, items=tuple(items))
+        return cls(path.stem, tuple(item for item, _ in found), {item.id: place for item, place in found})
 
     @classmethod
     def repertoire(cls) -> Suite:
         """The bundled suite of general abilities."""
         with importlib.resources.as_file(importlib.resources.files(__package__) / REPERTOIRE) as folder:
-            return cls(name=REPERTOIRE, items=tuple(_read(sorted(folder.glob("*.jsonl")))))
+            found = list(_read((f"{REPERTOIRE}/{file.name}", file) for file in sorted(folder.glob("*.jsonl"))))
+        return cls(REPERTOIRE, tuple(item for item, _ in found), {item.id: place for item, place in found})
 
     def save(self, path: str | Path) -> None:
         """Write the suite as JSON Lines, atomically."""
@@ -119,16 +112,31 @@ def half_of(item: Item) -> Literal["monitor", "gate"]:
     return "monitor" if digest[0] % 2 == 0 else "gate"
 
 
-def _read(files: Iterable[Path]) -> Iterator[Item]:
+def _files(path: Path) -> list[Path]:
+    try:
+        if path.is_dir():
+            files = sorted(path.glob("*.jsonl"))
+            if not files:
+                raise SuiteError(f"{path}: the folder has no .jsonl file")
+            return files
+        if path.exists():
+            return [path]
+    except OSError as bad:  # a name that is too long, a folder that may not be read
+        raise SuiteError(f"{path}: cannot be read: {bad.strerror or bad}") from None
+    raise SuiteError(f"{path}: no such suite; give a .jsonl file, a folder of them, {REPERTOIRE!r} or 'lm-eval:TASK'")
+
+
+def _read(files: Iterable[tuple[str, Path]]) -> Iterator[tuple[Item, str]]:
+    """Each item and its place, of files that are called by the name beside them."""
     seen: dict[str, str] = {}
-    for path in files:
+    for name, path in files:
         for number, row in read_lines(path, SuiteError):
-            place = f"{path}:{number}"
+            place = f"{name}:{number}"
             try:
                 item = item_from_dict(row)
             except SuiteError as bad:
-                raise SuiteError(f"{place}: {bad}") from None
+                raise SuiteError(f"{path}:{number}: {bad}") from None
             if item.id in seen:
-                raise SuiteError(f"{place}: the id {item.id!r} was used before, at {seen[item.id]}")
+                raise SuiteError(f"{path}:{number}: the id {shown(item.id)} was used before, at {seen[item.id]}")
             seen[item.id] = place
-            yield item
+            yield item, place
