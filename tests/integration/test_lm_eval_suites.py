@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -386,7 +387,16 @@ def test_the_command_line(
         assert backslide(monkeypatch, "check", model, "--baseline", baseline, "--part", "all", *asked) == 3
         assert "lost 0 and won 0 of 20" in capsys.readouterr().out
     assert backslide(monkeypatch, "suite", "ls", *suite) == 0
-    assert "local                   20 items" in capsys.readouterr().out
+    assert re.search(r"local +20 ", capsys.readouterr().out)
+    tasks = ["lm-eval:local", *suite[2:]]
+    assert backslide(monkeypatch, "suite", "show", *tasks) == 0
+    assert re.search(r"20\s+continuation", capsys.readouterr().out)
+    # What a task asks is looked for in the training data, the examples in front of it too.
+    item = load_lm_eval("local", TaskOptions(include_path=str(tmp_path), num_fewshot=2, limit=20)).items[4]
+    assert isinstance(item, ContinuationItem)
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": item.contexts[0] + item.continuations[item.gold[0]]}))
+    assert backslide(monkeypatch, "suite", "check", *tasks, "--train", "train.jsonl", "--strict") == 1
+    assert item.id in " ".join(capsys.readouterr().out.split())
     for words, says in (
         (
             ["baseline", model, "--suite", "lm-eval:loca", "--include-path", str(tmp_path)],
