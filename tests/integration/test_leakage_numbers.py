@@ -40,7 +40,7 @@ def test_planted_copies_are_found_and_nothing_else_is(
     found = {
         (leak.place, leak.item): leak.kind for leak in find_leaks(suite, passages(tmp_path / "train.jsonl"), places=50)
     }
-    assert len(planted["exact"]) >= 300 and len(planted["near"]) >= 300
+    assert all(len(copies) >= min(300, len(suite.items) // 2) for copies in planted.values())
     assert all(found.get(place) == "exact" for place in planted["exact"].items())
     recall = sum(place in found for place in planted["near"].items()) / len(planted["near"])
     assert recall >= near
