@@ -44,7 +44,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 def suite() -> Suite:
     """A part of the repertoire, so that the test is short."""
     items = Suite.repertoire().items
-    chosen = [item for item in items if item.capability == "short_answers"][:44]
+    chosen = [item for item in items if item.capability == "short_answers"]
     return Suite(name="short", items=(*chosen, *(item for item in items if item.kind == "open")))
 
 
@@ -117,7 +117,7 @@ def test_a_rollback_mends_what_a_bad_rate_had_broken(tmp_path: Path, suite: Suit
     loaded = load_model(BUILTIN, dtype="bfloat16")
     guard = Guard(suite, every=4, on_regression="rollback", lr_factor=0.01, say=lambda _: None)
     args = SFTConfig(
-        output_dir=str(tmp_path), **{**COMMON, "max_steps": 16, "learning_rate": 5e-4, "per_device_train_batch_size": 3},
+        output_dir=str(tmp_path), **{**COMMON, "max_steps": 16, "learning_rate": 1e-3, "per_device_train_batch_size": 3},
         lr_scheduler_type="constant", max_length=128,
     )  # fmt: skip
     trainer = SFTTrainer(
@@ -127,4 +127,4 @@ def test_a_rollback_mends_what_a_bad_rate_had_broken(tmp_path: Path, suite: Suit
     assert guard.regressed_at is not None and guard.verdict is not None
     assert guard.verdict.zone is not Zone.REGRESSED and "Paris" in guard.final.replies["conversation/capital-france"]  # type: ignore[union-attr]
     actions = [event for event in RunFolder(tmp_path / "backslide").events() if event["event"] == "action"]
-    assert actions[0]["action"] == "rollback" and actions[0]["rate_after"] == pytest.approx(5e-6)
+    assert actions[0]["action"] == "rollback" and actions[0]["rate_after"] == pytest.approx(1e-5)
