@@ -192,8 +192,7 @@ def detect(data: Path, method: str, rate: float, seed: int) -> dict[str, Any]:
     for look in guard.looks:
         row = main_row(look)
         assert row is not None
-        soft = None if row.soft is None else row.soft.drop
-        looks.append({"step": look.step, "zone": look.zone.value, "lost": row.lost, "won": row.won, "soft": soft})
+        looks.append({"step": look.step, "zone": look.zone.value, "lost": row.lost, "won": row.won})
     assert guard.verdict is not None
     return {
         "method": method,
@@ -231,9 +230,9 @@ def detection(data: Path, only: str | None) -> None:
 def onset(run: dict[str, Any]) -> int | None:
     """The step from which the abilities fell: of the first look from which on the drop stays above a fifth of its top.
 
-    The drop is that in the probability on the gold choice, all items together.
+    The drop is that in right answers, all items together.
     """
-    drops = [(look["step"], look["soft"] or 0.0) for look in run["looks"]]
+    drops = [(look["step"], look["lost"] - look["won"]) for look in run["looks"]]
     top = max(drop for _, drop in drops)
     if top <= 0:
         return None
