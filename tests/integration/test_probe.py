@@ -97,7 +97,11 @@ def test_a_half_has_the_scores_that_it_has_within_all(model: Any, tokenizer: Any
     for half in ("monitor", "gate"):
         record = Scorer(SUITE, model, tokenizer, SETTINGS).measure(model, part=half, probe=True)  # type: ignore[arg-type]
         assert any(o.scores for o in record.outcomes if o.kind == "answer")
-        assert all(o == whole[o.id] for o in record.outcomes)
+        for now in record.outcomes:
+            then = whole[now.id]
+            assert dataclasses.replace(now, scores=()) == dataclasses.replace(then, scores=())
+            # Answers are probed in the company of all that were found, so the last digits may differ.
+            assert now.scores == (pytest.approx(then.scores, abs=1e-4) if now.kind == "answer" else then.scores)
 
 
 def test_the_two_halves_share_their_foils() -> None:
@@ -110,7 +114,7 @@ def test_the_two_halves_share_their_foils() -> None:
 
 def test_parts_of_a_look_are_not_probed(model: Any, tokenizer: Any) -> None:
     scorer = Scorer(SUITE, model, tokenizer, SETTINGS)
-    packs = scorer.packs(model, "gate")
+    packs = [pack.items for pack in scorer.packs(model, "gate")]
     assert sum(map(len, packs)) == len(frozenset().union(*packs)), "an item is in one pack, as without a probe"
     chosen = next(pack for pack in packs if any(id.startswith("capital") for id in pack))
     part = scorer.measure(model, part="gate", only=chosen, probe=True, replies=False)
@@ -146,10 +150,8 @@ def test_progress_counts_every_answer_once(model: Any, tokenizer: Any) -> None:
     Scorer(SUITE, model, tokenizer, SETTINGS).measure(
         model, probe=True, progress=lambda name, done, total: seen.append((name, done, total))
     )
-    for half in ("monitor", "gate"):
-        last = [row for row in seen if row[0] == f"{half} answers"][-1]
-        probed = sum(item.id in foils(ITEMS) for item in SUITE.part(half))
-        assert last[1] == last[2] == 4 * probed
+    last = [row for row in seen if row[0] == "answers"][-1]
+    assert last[1] == last[2] == 4 * sum(item.id in foils(ITEMS) for item in ITEMS)
 
 
 def test_a_guarded_run_tells_knowledge_from_format(tmp_path: Any, tokenizer: Any) -> None:
