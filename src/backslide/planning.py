@@ -8,6 +8,7 @@ one, a flip rate and a spread are assumed.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,8 @@ FLIP_RATE = 0.10
 NOISE = 1.5
 """Standard deviation, in nats, of the change of an item's log-odds that is planned for: about what the first look at
 the mildest of our traces shows (`docs/LOG.md`)."""
+CORRELATION = 0.2
+"""Between the drops of two items of one cluster; on shaken weights it was -.08 to .13 (`docs/LOG.md`)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ def reach(
     """What each capability with right answers can prove in a run of so many looks.
 
     Every test has the level that `judge` gives it in a guarded run: `gate_share` of α for the gate half and the rest
-    over the looks, each divided by the number of tests of a look.
+    over the looks, each divided by the number of tests of a look. With `gate_share` = 1 it is what `check`
+    proves, which never looks at the monitor half.
 
     Raises:
         MismatchError: the baseline was measured on another suite.
@@ -76,6 +80,8 @@ def reach(
     ):
         if not low < value <= high:
             raise ConfigError(f"{name} is {value!r}, a number above {low} and up to {high} is needed")
+    if not 0 <= gate_share <= 1:
+        raise ConfigError(f"gate_share is {gate_share!r}, a share from 0 to 1 is needed")
     if looks < 1:
         raise ConfigError(f"looks is {looks}, a whole number from 1 is needed")
     if not 0 < tolerance < 1:
@@ -101,19 +107,21 @@ def reach(
     for name, items in groups.items():
         size = {half: sum(item.id in ids for item in items) for half, ids in halves.items()}
         rate, drops = _expected(items, baseline, flip_rate)
-        units = {half: _units(items, ids) for half, ids in halves.items()}
-        clustered = units != size
+        groups_of = {half: _sizes(items, ids) for half, ids in halves.items()}
+        clustered = any(len(groups_of[half]) < size[half] for half in size)
         if clustered:
-            # As `judge` does then: betting on clusters, taken to flip as one.
+            # As `judge` does then: betting on clusters.
             flips = np.concatenate([[1.0, -1.0], np.zeros(max(0, round(2 / max(rate, 1e-3)) - 2))])
-            hard = {half: _betting(flips, units[half], levels[half], power) for half in size}
+            hard = {half: _betting(flips, groups_of[half], levels[half], power) for half in size}
         else:
             hard = {half: _mcnemar(size[half], rate, levels[half], power) for half in size}
         fine: dict[str, float | None] = {
-            half: _betting(drops, units[half], levels[half], power) if soft[name] else None for half in size
+            half: _betting(drops, groups_of[half], levels[half], power) if soft[name] else None for half in size
         }
         # A drop as large as the tolerance needs as many flips at least.
-        needed = items_needed(tolerance, flip_rate=max(rate, tolerance), alpha=levels["gate"], power=power)
+        needed = None
+        if not clustered and levels["gate"] > 0:
+            needed = items_needed(tolerance, flip_rate=max(rate, tolerance), alpha=levels["gate"], power=power)
         found.append(
             Reach(
                 capability=name,
@@ -125,19 +133,23 @@ def reach(
                 monitor=hard["monitor"],
                 gate_soft=fine["gate"],
                 monitor_soft=fine["monitor"],
-                items_for_tolerance=None if clustered else needed,
+                items_for_tolerance=needed,
             )
         )
     return found
 
 
-def _units(items: list[Item], half: set[str]) -> int:
-    """What is independent: items, or the clusters that some of them share."""
-    return len({(item.cluster is not None, item.cluster or item.id) for item in items if item.id in half})
+def _sizes(items: list[Item], half: set[str]) -> list[int]:
+    """Items of each cluster in a half, one for an item that has none."""
+    return list(
+        Counter((item.cluster is not None, item.cluster or item.id) for item in items if item.id in half).values()
+    )
 
 
 def _mcnemar(items: int, flip_rate: float, alpha: float, power: float) -> float:
     """The smallest drop; where it is more than expected flips can make, more items flip, all of them lost."""
+    if alpha == 0:
+        return math.inf
     found = smallest_drop(items, flip_rate=flip_rate, alpha=alpha, power=power)
     if math.isfinite(found) or not math.isfinite(smallest_drop(items, flip_rate=1.0, alpha=alpha, power=power)):
         return found
@@ -149,8 +161,10 @@ def _mcnemar(items: int, flip_rate: float, alpha: float, power: float) -> float:
     return high
 
 
-def _betting(drops: NDArray[np.float64], items: int, alpha: float, power: float) -> float:
-    return smallest_betting_drop(drops, items, alpha=alpha, power=power) if items else math.inf
+def _betting(drops: NDArray[np.float64], sizes: list[int], alpha: float, power: float) -> float:
+    if not sizes or alpha == 0:
+        return math.inf
+    return smallest_betting_drop(drops, sum(sizes), sizes=sizes, correlation=CORRELATION, alpha=alpha, power=power)
 
 
 def _expected(items: list[Item], baseline: Record | None, flip_rate: float) -> tuple[float, NDArray[np.float64]]:

@@ -258,6 +258,20 @@ def test_power_at_the_smallest_betting_drop() -> None:
     assert drop > smallest_soft_drop(n, sd=float(pool.std()), alpha=alpha)  # the price of being valid at every n
 
 
+def test_items_of_a_cluster_that_drop_as_one_count_as_clusters() -> None:
+    pool = np.repeat([0.3, -0.3, 0.0, 0.0], 5)
+    alone = smallest_betting_drop(pool, 60, alpha=0.01, replicates=400)
+    loose = smallest_betting_drop(pool, 180, sizes=[3] * 60, correlation=0.0, alpha=0.01, replicates=400)
+    tied = smallest_betting_drop(pool, 180, sizes=[3] * 60, correlation=1.0, alpha=0.01, replicates=400)
+    assert tied == pytest.approx(alone, rel=0.1), "whatever its size, a cluster is one draw"
+    assert loose < 0.9 * tied
+    for sizes in ([3] * 59, [1.5] * 120, [180, 0], [[180]]):
+        with pytest.raises(ValueError, match="sizes .* must be whole numbers >= 1 that sum to n"):
+            smallest_betting_drop(pool, 180, sizes=sizes, alpha=0.01)
+    with pytest.raises(ValueError, match="correlation"):
+        smallest_betting_drop(pool, 180, sizes=[3] * 60, correlation=1.1, alpha=0.01)
+
+
 def test_smallest_betting_drop_shrinks_with_items() -> None:
     pool = np.random.default_rng(2).normal(0, 0.1, 200)
     found = [smallest_betting_drop(pool, n, alpha=0.01, replicates=100) for n in (30, 100, 400)]

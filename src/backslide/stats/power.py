@@ -200,7 +200,15 @@ def soft_items_needed(drop: float, *, sd: float, alpha: float, power: float = 0.
 
 
 def smallest_betting_drop(
-    drops: ArrayLike, n: int, *, alpha: float, power: float = 0.8, replicates: int = 400, seed: int = 0
+    drops: ArrayLike,
+    n: int,
+    *,
+    alpha: float,
+    power: float = 0.8,
+    sizes: ArrayLike | None = None,
+    correlation: float = 0.0,
+    replicates: int = 400,
+    seed: int = 0,
 ) -> float:
     """Smallest mean drop that the betting test of `bounded.py` proves with that power, by simulation.
 
@@ -208,11 +216,16 @@ def smallest_betting_drop(
     with replacement, `replicates` times, the same draws for each amount. Every e-value rises with the
     amount, so the smallest is found by bisection, to 1e-4.
 
+    With clusters each item takes its cluster's common draw with probability sqrt(correlation), and one of its own
+    otherwise, so that two drops of a cluster correlate by `correlation`.
+
     Args:
         drops: drops in [-1, 1] that show the spread to expect, such as `expected.planned_drops`; at least one.
         n: items asked in both states, >= 1.
         alpha: one-sided level of the test, in (0, 0.5].
         power: wanted probability of proving the drop, in (0, 1).
+        sizes: items of each cluster, whole numbers >= 1 that sum to n; None: items are independent.
+        correlation: of two drops in one cluster, in [0, 1]; at 1 the items of a cluster drop as one.
         replicates: simulated samples; the power found is good to about 1 / sqrt(replicates), or .025 for 400.
         seed: of the draws, >= 0.
 
@@ -229,12 +242,22 @@ def smallest_betting_drop(
     _check("alpha", alpha, 0.0 < alpha <= 0.5, "(0, 0.5]")
     _check("power", power, 0.0 < power < 1.0, "(0, 1)")
     _check("replicates", replicates, replicates >= 1, "[1, inf)")
+    _check("correlation", correlation, 0.0 <= correlation <= 1.0, "[0, 1]")
+    groups = np.ones(n) if sizes is None else np.asarray(sizes, dtype=np.float64)
+    if groups.ndim != 1 or not bool(np.all((groups >= 1) & (groups == np.floor(groups)))) or groups.sum() != n:
+        raise ValueError(f"sizes ({groups.size} of them) must be whole numbers >= 1 that sum to n (={n})")
     pool = np.sort(pool) - float(np.mean(np.sort(pool)))
-    drawn = np.random.default_rng(seed).integers(0, pool.size, (replicates, n))
-    bets = make_bets(np.ones(n))
+    random = np.random.default_rng(seed)
+    drawn = random.integers(0, pool.size, (replicates, n))
+    starts = np.cumsum(groups).astype(np.intp) - groups.astype(np.intp)
+    if groups.size < n:
+        common = np.repeat(drawn[:, starts], groups.astype(np.intp), axis=1)
+        drawn = np.where(random.random((replicates, n)) < math.sqrt(correlation), common, drawn)
+    bets = make_bets(groups)
 
     def proven(amount: float) -> float:
-        log_e = bets.log_e(1.0 + np.clip(pool + amount, -1.0, 1.0)[drawn], 0.0)
+        y = np.add.reduceat(1.0 + np.clip(pool + amount, -1.0, 1.0)[drawn], starts, axis=1)
+        log_e = bets.log_e(y, 0.0)
         return float(np.mean(log_e >= -math.log(alpha)))
 
     low, high = 0.0, 1.0
