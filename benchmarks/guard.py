@@ -105,7 +105,7 @@ def scratch() -> Iterator[Path]:
 
 
 def timed(data: Path, method: str, steps: int, guard_of: Any) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds of a run without its baseline, and its events."""
+    """Seconds of a run without its baseline and the judgement at its end, and its events."""
     with scratch() as folder:
         guard = guard_of(folder) if guard_of is not None else None
         made = trainer(data, folder, guard, method=method, rate=1e-4, steps=steps)
@@ -113,14 +113,15 @@ def timed(data: Path, method: str, steps: int, guard_of: Any) -> tuple[float, li
         made.train()
         seconds = time.perf_counter() - begin
         events = RunFolder(folder / "backslide").events() if guard is not None else []
-    return seconds - sum(e["seconds"] for e in events if e["event"] == "baseline"), events
+    return seconds - sum(e["seconds"] for e in events if e["event"] in ("baseline", "gate")), events
 
 
 def overhead(data: Path, steps: int, methods: list[str], shapes: list[str]) -> None:
     """Seconds of plain and guarded runs of one seed, in turn, in one process.
 
-    `looking` is the time of looks and of the judgement at the end over the training's own time, both of one run, so
-    that it holds on a machine that has other things to do as well; `ratio` compares two runs and needs a quiet one.
+    `looking` is the time of the looks over the training's own time, both of one run, so that it holds on a machine that
+    has other things to do as well; `ratio` compares two runs, without baseline and judgement at the end (`end`), and
+    needs a quiet one.
     """
     known: dict[str, Any] = {
         "plain": None,
@@ -128,7 +129,7 @@ def overhead(data: Path, steps: int, methods: list[str], shapes: list[str]) -> N
         "every10": lambda folder: Guard(every=10, cache=False, quiet=True),
     }
     print(f"\n{steps} steps of {BATCH} dialogues of up to {LENGTH} tokens, {torch.get_num_threads()} threads")
-    heads = f"{'seconds':>8} {'ratio':>7} {'looks':>6} {'items a look':>13} {'looking':>9} {'baseline':>9}"
+    heads = f"{'seconds':>8} {'ratio':>7} {'looks':>6} {'items a look':>13} {'looking':>9} {'baseline':>9} {'end':>8}"
     print(f"{'method':8} {'run':8} {heads}", flush=True)
     for method in methods:
         plain: float | None = None
@@ -137,13 +138,14 @@ def overhead(data: Path, steps: int, methods: list[str], shapes: list[str]) -> N
             plain = seconds if name == "plain" else plain
             looks = [e for e in events if e["event"] == "look"]
             items = [e["items"] for e in looks]
-            spent = sum(e["seconds"] for e in events if e["event"] in ("look", "gate"))
-            base = sum(e["seconds"] for e in events if e["event"] == "baseline")
+            spent, base, end = (
+                sum(e["seconds"] for e in events if e["event"] == kind) for kind in ("look", "baseline", "gate")
+            )
             shown = f"{min(items)}-{max(items)}" if items else ""
             ratio = f"{seconds / plain:7.3f}" if plain is not None else f"{'':7}"
             print(
                 f"{method:8} {name:8} {seconds:8.1f} {ratio} {len(looks):6} {shown:>13} "
-                f"{spent / (seconds - spent):9.1%} {base:8.1f}s",
+                f"{spent / (seconds - spent):9.1%} {base:8.1f}s {end:7.1f}s",
                 flush=True,
             )
 

@@ -20,6 +20,7 @@ from backslide.guard.monitor import State, again, conclude, on_log, on_look
 from backslide.guard.policy import Action, check, decide
 from backslide.guard.schedule import (
     FEWEST_ITEMS,
+    WORTHWHILE,
     Pace,
     check_budget,
     choose,
@@ -105,13 +106,16 @@ def test_a_budget_that_is_no_share(budget: Any) -> None:
 
 
 def test_a_look_takes_what_its_allowance_pays() -> None:
-    # 200 steps of 2 s at 5%: 20 s, of which 4 s are spent and 6 s are the end's. Two looks are left: 5 s each.
-    pace = Pace(budget=0.05, steps=200, step=2.0, spent=4.0, end=6.0)
+    # 200 steps of 2 s at 5%: 20 s, of which 10 s are spent. Two looks are left: 5 s each.
+    pace = Pace(budget=0.05, steps=200, step=2.0, spent=10.0)
     assert pace.total == pytest.approx(20.0) and pace.allowance(2) == pytest.approx(5.0)
     costs, items = [1.0] * 10, [30] * 10
     assert choose(costs, items, pace.allowance(2), needed=False) == 5
     assert choose(costs, items, 100.0, needed=False) == 10, "never more than there is"
-    assert choose(costs, items, 1.9, needed=False) == 0, "two packs have the fewest items that say anything"
+    assert choose(costs, items, 4.9, needed=False) == 0, "less than half of the items is not worth a look"
+    assert choose([1.0] * 100, [30] * 100, 8.1, needed=False) == 8, "240 items are"
+    assert choose([1.0] * 100, [30] * 100, 7.9, needed=False) == 0
+    assert choose(costs, items, 3.1, needed=True) == 3
     assert choose(costs, items, -7.0, needed=True) == 2, "the few looks that must be are the least that says anything"
     assert choose([5.0], [10], 1.0, needed=True) == 1, "a half smaller than that is taken whole"
 
@@ -129,7 +133,8 @@ def test_a_look_is_as_large_as_is_paid_for_or_as_small_as_makes_sense(
     if count == 0:
         assert not needed
         return
-    assert sum(items[:count]) >= min(FEWEST_ITEMS, sum(items))
+    least = FEWEST_ITEMS if needed else max(FEWEST_ITEMS, min(WORTHWHILE, sum(items) / 2))
+    assert sum(items[:count]) >= min(least, sum(items))
     if sum(costs[:count]) > allowance:
         assert needed and (count == 1 or sum(items[: count - 1]) < FEWEST_ITEMS)
     elif count < len(costs):

@@ -51,8 +51,6 @@ class Pacer:
         order = schedule.in_order(kinds, [pack.tokens for pack in packs])
         self._packs = [packs[place].items for place in order]
         self._costs = [seconds[place] for place in order]
-        gate = [(pack, scorer.seconds.get(pack.items)) for pack in scorer.packs(model, "gate")]
-        self._end = sum(pack.tokens * rate if t is None else t / shared for pack, t in gate)
         self._scorer, self._shared = scorer, shared
         # A look takes so long beside its packs, and its packs so many times what they took at the baseline.
         self._fixed, self._scale = 0.0, 1.0
@@ -100,7 +98,6 @@ class Pacer:
             steps=steps if steps is not None else self._steps,
             step=self.step,
             spent=self.spent,
-            end=self._end * self._scale + self._fixed if steps is not None else 0.0,
         )
         needed = always or (schedule.must_look(number, looks) if steps is not None else number == 1)
         allowance = pace.allowance(looks - number + 1 if steps is not None else 1) - self._fixed

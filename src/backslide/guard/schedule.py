@@ -9,9 +9,10 @@ step s with
 S being the last step. The last step always has a look.
 
 *How much.* A look of a budgeted run takes as many packs of the monitor half as its allowance pays: what is left of the
-budget, less what the end will cost, over the looks that are left. Step times and scoring times are measured, outcomes
-play no part in it, so the tests stay valid. A look whose allowance pays for less than the least is passed over, and its
-share of α goes to the next one; but `FEWEST_LOOKS` of them are taken whatever they cost.
+budget over the looks that are left. Step times and scoring times are measured, outcomes play no part in it, so the
+tests stay valid. A look whose allowance pays for too few items is passed over, and its share of α and of time goes to
+the next ones; but `FEWEST_LOOKS` of them are taken whatever they cost. The baseline and the judgement at the end take
+the suite as it is and are no part of the budget: that much a model costs that is measured once before and once after.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ FEWEST_LOOKS = 3
 """Looks that are taken whatever they cost: a run that was not looked at was not watched."""
 
 FEWEST_ITEMS = 60
-"""Items with a verdict below which a look says too little to be worth its share of α."""
+"""Items with a verdict that each of these takes at least."""
+
+WORTHWHILE = 240
+"""Items with a verdict (or half of all, where that is less) below which any other look is passed over: few large looks
+see more than many small ones."""
 
 
 def count_looks(max_steps: int) -> int:
@@ -75,24 +80,22 @@ class Pace:
     """What is known of a run's times. Seconds."""
 
     budget: float
-    """Share of the training's time that looks and the end may take together."""
+    """Share of the training's time that looks may take together."""
     steps: int
     """Of the whole run."""
     step: float
     """One training step."""
     spent: float
     """On looks so far."""
-    end: float
-    """What the look at the gate half will take."""
 
     @property
     def total(self) -> float:
-        """What looks and end may take in all."""
+        """What looks may take in all."""
         return self.budget * self.steps * self.step
 
     def allowance(self, looks_left: int) -> float:
         """Seconds for the look that is due, which is one of `looks_left`."""
-        return (self.total - self.spent - self.end) / max(looks_left, 1)
+        return (self.total - self.spent) / max(looks_left, 1)
 
 
 def choose(costs: Sequence[float], items: Sequence[int], allowance: float, *, needed: bool) -> int:
@@ -104,12 +107,13 @@ def choose(costs: Sequence[float], items: Sequence[int], allowance: float, *, ne
         allowance: seconds.
         needed: whether the look is taken whatever it costs.
     """
+    wanted = FEWEST_ITEMS if needed else max(FEWEST_ITEMS, min(WORTHWHILE, sum(items) / 2))
     least = count = 0
     seen, spent = 0, 0.0
     for number, (cost, more) in enumerate(zip(costs, items, strict=True), start=1):
         spent += cost
         seen += more
-        if not least and (seen >= FEWEST_ITEMS or number == len(costs)):
+        if not least and (seen >= wanted or number == len(costs)):
             least = number
         if spent <= allowance:
             count = number
