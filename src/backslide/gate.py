@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from backslide import openings
 from backslide.errors import MismatchError, RecordError
 from backslide.judge import judge
 from backslide.lm_eval_results import Answers, Samples, check_out, read_samples, write_results
@@ -99,7 +100,7 @@ def check_model(
         tolerance: accepted drop in accuracy of a capability, as a share.
         drift: accepted drift from the base, in nats a token of its own replies.
         alpha: probability of a false `regressed`, and of a false `retained` of each capability.
-        out: folder for a run folder with a report; None writes nothing.
+        out: folder for a run folder with a report; None writes nothing. Openings of the gate half are counted in it.
         tasks: how lm-eval's tasks are asked.
         say: told what the user should know.
         progress: called while items are scored.
@@ -137,6 +138,12 @@ def check_model(
     verdict = judge(old, new, tolerance=accepted, level=level)
     if out is not None:
         run = RunFolder(out)
+        events: list[dict[str, Any]] = [{"event": part, "zone": verdict.zone, **new.header.cost}]
+        if part != "monitor":
+            fingerprint = new.header.model_fingerprint
+            opening = openings.next_opening(run.events(), suite=chosen.name, model=fingerprint)
+            verdict = dataclasses.replace(verdict, opening=opening.number)
+            events = [opening.opened, {**events[0], "event": "gate", **opening.fields}]
         run.begin(
             {
                 "model": model,
@@ -149,9 +156,10 @@ def check_model(
                 "versions": versions(),
             }
         )
+        # First that it was opened, then what was seen.
+        run.append(events)
         old.save(run.baseline)
         new.save(run.final)
-        run.append([{"event": "gate", "zone": verdict.zone, **new.header.cost}])
         run.save_verdict(verdict)
         write_report(run)
     return verdict

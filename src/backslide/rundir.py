@@ -8,7 +8,7 @@
     steps/lost/              looks at weights that are no part of the run any more, since it was resumed before them
     final.jsonl              the gate half (and the open items' replies) of the final model
     final-monitor.jsonl      the monitor half of the final model, where its weights are not those of the last look
-    events.jsonl             appended and flushed: losses, looks, verdicts, actions, seconds
+    events.jsonl             appended and flushed: losses, looks, openings of the gate half, verdicts, actions, seconds
     verdict.json             the final verdict
     report.md
     model/                   the trained model or adapter, where `backslide tune` made the run
@@ -19,13 +19,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from backslide import openings
 from backslide.errors import RecordError
-from backslide.files import dump, read_json, write_json
+from backslide.files import dump, read_json, write_json, write_lines
 from backslide.record import Record
 from backslide.verdict import Verdict
 
@@ -46,14 +48,22 @@ class RunFolder:
         return (self.path / "run.json").is_file()
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Start a run. What an earlier run left here is moved to `earlier/`, so that nothing measured is lost."""
+        """Start a run. What an earlier run left here is moved to `earlier/`, so that nothing measured is lost.
+
+        How often the gate half was opened stays known: the new events begin with the openings of before.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise RecordError(f"{self.path}: is a file; name a folder for the run")
         left = [name for name in _OWN if (self.path / name).exists()]
         if left:
-            target = self._earlier()
+            target, opened = self._earlier(), openings.carried(self.events())
             for name in left:
-                (self.path / name).rename(target / name)
+                if name == "events.jsonl" and opened:
+                    # Never a moment without them: a process that is killed here leaves the old events or the new ones.
+                    shutil.copy2(self.path / name, target / name)
+                    write_lines(self.path / name, opened)
+                else:
+                    (self.path / name).rename(target / name)
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "run.json", config)
 

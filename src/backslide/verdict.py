@@ -178,6 +178,8 @@ class Verdict:
     step: int | None = None
     beside: Verdict | None = None
     """The look at the monitor half, where that and not the gate half proved a regression of the final model."""
+    opening: int | None = None
+    """Which opening of the gate half in the run's folder this was, from 1; the α is for one. None: of no folder."""
 
     @property
     def exit_code(self) -> int:

@@ -161,7 +161,7 @@ def test_the_events_of_a_run_that_regressed_read_as_a_story(tmp_path: Path) -> N
     events = RunFolder(tmp_path / "backslide").events()
     told = [event for event in events if event["event"] != "loss"]
     assert [event["event"] for event in told] == [
-        "baseline", "plan", "look", "diagnosis", "decision", "action", "gate", "end"
+        "baseline", "plan", "look", "diagnosis", "decision", "action", "opened", "gate", "end"
     ]  # fmt: skip
     says = [event["says"] for event in told]
     assert says[0].startswith("measured the base model before training: 95.2% of 126 items right")
@@ -170,7 +170,8 @@ def test_the_events_of_a_run_that_regressed_read_as_a_story(tmp_path: Path) -> N
     assert says[3].startswith("forgetting, learning unknown. The original abilities fell")
     assert says[4].startswith("regressed: p: lost") and says[4].endswith("→ stop")
     assert says[5].startswith("told the training to stop after step 2: p: lost")
-    assert says[6].startswith("judged the final model on the sealed gate half") and says[7].startswith("regressed: ")
+    assert says[6] == "opened the sealed gate half"
+    assert says[7].startswith("judged the final model on the sealed gate half") and says[8].startswith("regressed: ")
     diagnosis = told[3]
     assert diagnosis["causes"] and diagnosis["next_setting"]["learning_rate"] < BAD
     assert all(event["time"] > 0 and event["step"] >= 0 for event in events)

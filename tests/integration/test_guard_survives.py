@@ -80,6 +80,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     events = run.events()
     if checkpoints:
         assert sum(event["event"] == "baseline" for event in events) == 1, "the baseline is not measured again"
+    opened = [event["opening"] for event in events if event["event"] == "opened"]
+    assert opened == ([1, 1] if place == "gate" else [1]), "an opening that was interrupted is not another one"
     if parts:
         (count,) = kept
         assert count > 0, "and it is no empty file"

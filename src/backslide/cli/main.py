@@ -166,6 +166,7 @@ def check(
 ) -> None:
     """Compare a model with its baseline, item by item; the exit code is the verdict."""
     from backslide.gate import check_model
+    from backslide.openings import warning
     from backslide.report.terminal import headline, verdict_table
     from backslide.suite.lm_eval import TaskOptions
 
@@ -182,6 +183,8 @@ def check(
     screen.show(verdict_table(verdict))
     screen.show(headline(verdict))
     screen.show(verdict.claim)
+    if spent := warning(verdict.opening):
+        screen.show(spent)
     if out is not None:
         screen.show(f"→ {out / 'report.md'}")
     screen.result(verdict.to_dict())
@@ -253,6 +256,8 @@ def _show_run(screen: Screen, folder: Path) -> None:
     summary = Summary.of(RunFolder(folder))
     screen.show(verdict_table(summary.verdict))
     screen.show(headline(summary.verdict))
+    if spent := summary.opened_again:
+        screen.show(spent)
     if line := loss_line(summary):
         screen.show(line)
     if summary.diagnosis.regressed_at is not None:
@@ -265,6 +270,7 @@ def _show_run(screen: Screen, folder: Path) -> None:
     screen.result(
         {
             "run": str(folder),
+            "openings": summary.openings,
             "regressed_at": summary.diagnosis.regressed_at,
             "advice": list(summary.diagnosis.advice),
             "diagnosis": summary.diagnosis.to_dict(),

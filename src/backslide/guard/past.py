@@ -79,7 +79,7 @@ def past(events: Sequence[Mapping[str, Any]], step: int) -> Past:
             # The same weights at the same step are the same look, in however many lives they came by.
             tested.setdefault((at, str(event.get("model"))), float(alpha) if isinstance(alpha, (int, float)) else 0.0)
         ended |= kind == "end"
-    kept = [event for event in line if event["step"] <= step and event.get("event") not in ("gate", "end")]
+    kept = [event for event in line if event["step"] <= step and event.get("event") not in ("opened", "gate", "end")]
     seconds = [event.get("seconds") for event in kept if event.get("event") == "look"]
     return Past(
         tuple(kept),

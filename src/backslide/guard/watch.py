@@ -6,11 +6,13 @@ has ended and when the training has. All processes of a run call it alike; the f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from backslide import openings
 from backslide.diagnosis import compare, diagnose, losses_of
 from backslide.guard import joint, monitor, schedule, words
 from backslide.guard.actions import Actor, Tools
@@ -21,6 +23,7 @@ from backslide.guard.pacing import Pacer
 from backslide.guard.policy import Action
 from backslide.guard.writer import Writer
 from backslide.judge import Alarms, judge
+from backslide.openings import Opening
 from backslide.record import Header, Record
 from backslide.report.markdown import write_report
 from backslide.scoring.forward import uncompiled
@@ -166,12 +169,17 @@ class Watch:
                 self.state, (look,), _ = monitor.on_look(self.state, step, self._last, "warn", last=True)
                 says = f"a last look, at the weights that the run ended with: {words.seen(self._last)}"
                 events.append({**look, "final": True, "model": self._seen, **last.header.cost, "says": says})
-        self.final = self._measure(model, "gate", step, self.run.final, replies=True)
+        opening, header = None, self._header(model, "gate", step)
+        if header is not None:
+            opening = self._opens(header, step)
+            self.final = self._measure(model, "gate", step, self.run.final, header=header, replies=True)
         gate = None if self.final is None else self._judged(self.final, step, gate=True)
-        self.verdict = monitor.conclude(self.state, self._last, gate)
-        if gate is not None and self.final is not None:
+        concluded = monitor.conclude(self.state, self._last, gate)
+        self.verdict = dataclasses.replace(concluded, opening=opening.number if opening is not None else None)
+        if gate is not None and self.final is not None and opening is not None:
             says = f"judged the final model on the sealed gate half: {words.seen(gate)}; {gate}"
-            events.append({"event": "gate", "step": step, "zone": gate.zone, **self.final.header.cost, "says": says})
+            judged = {"event": "gate", "step": step, **opening.fields, "zone": gate.zone}
+            events.append({**judged, **self.final.header.cost, "says": says})
         end = {"event": "end", "step": step, "zone": self.verdict.zone, "reason": self.verdict.reasons[0]}
         self._write([*events, {**end, "says": str(self.verdict)}])
         verdict = self.verdict
@@ -181,7 +189,21 @@ class Watch:
         self._writer.end()
         shown = words.brief(gate) if gate is not None else "not measured"
         self._tell(f"final model, gate half: {shown}; verdict: {self.verdict.zone}")
+        spent = openings.warning(self.verdict.opening)
+        if spent is not None and self.ranks.first:
+            self.options.warn(spent)
         return self.verdict
+
+    def _opens(self, header: Header, step: int) -> Opening:
+        """Which opening of the gate half this is; written down before anything of it is seen."""
+        earlier: list[dict[str, Any]] = []
+        if self.ranks.first:
+            with contextlib.suppress(OSError):
+                earlier = self.run.events()
+        opening = openings.next_opening(earlier, suite=header.suite, model=header.model_fingerprint)
+        opening = self.ranks.agreed(opening)
+        self._write([{**opening.opened, "step": step}])
+        return opening
 
     # Measuring.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from backslide import openings
 from backslide.diagnosis import Diagnosis, Knowledge, Losses, compare, diagnose, losses_of
 from backslide.errors import RecordError
 from backslide.record import Record
@@ -116,6 +117,16 @@ class Summary:
         """Step at which the guard stopped the run."""
         stops = [e for e in self.run.events() if e.get("event") == "action" and e.get("action") == "stop"]
         return int(stops[0]["step"]) if stops else None
+
+    @property
+    def openings(self) -> int:
+        """How often the gate half of the suite was opened in this folder."""
+        return openings.count(self.run.events(), str(self.config["suite"]))
+
+    @property
+    def opened_again(self) -> str | None:
+        """What it means that the gate half was opened more than once; None where it was not."""
+        return openings.warning(self.openings)
 
     @property
     def rows(self) -> tuple[CapabilityVerdict, ...]:
