@@ -13,6 +13,8 @@ The makers read the files of `facts/code/`; all that Python can decide is decide
 
 from __future__ import annotations
 
+import ast
+import builtins
 import contextlib
 import io
 import re
@@ -34,11 +36,15 @@ VALUES = (
     ("What is the value of {name} after this Python code?\n\n{code}", "The value of {name} is {output}."),
     ("Add a comment with the value of {name} to this code.\n\n{code}", "{code}  # {name} = {output}"),
 )
-GIVES = ("Which Python expression gives {task}?", "How do you get {task} in Python?", "What gives {task} in Python?")
+GIVES = ("Which Python expression gives {task}?", "In Python, how do you get {task}?", "In Python, what gives {task}?")
 DOES = ("Which Python statement {task}?", "Which line of Python code {task}?", "In Python, which line {task}?")
 VALID = ("Which {what} is valid in Python 3?", "Which {what} is written correctly for Python 3?")
-MEANS = ("What does {code} give in Python?", "In Python, what do you get from {code}?", "What is {code} in Python?")
-ACTS = ("What does this line of Python do?\n\n{code}", "Say what this line of Python code does: {code}")
+MEANS = (
+    "What does `{code}` give in Python?",
+    "In Python, what do you get from `{code}`?",
+    "What is `{code}` in Python?",
+)
+ACTS = ("What does this line of Python do?\n\n{code}", "Say what this line of Python code does: `{code}`")
 COMPLETE = (
     "Complete the Python function, which {task}.\n\ndef {head}:",
     "This Python function {task}. What is its body?\n\ndef {head}:",
@@ -47,6 +53,8 @@ COMPLETE = (
 EXPLAIN = ("What does this Python function do?\n\n{code}", "{code}\n\nWhat does this function do?")
 GROUPS = (("a, b",), ("x", "n"), ("items", "numbers", "words"), ("text", "name"))
 """Parameters of functions that may be taken for each other."""
+KINDS = {"items": "list", "numbers": "list", "words": "list", "text": "string", "name": "string", "d": "dictionary"}
+"""The kind of thing that a first parameter stands for, where it is no number."""
 RAISES = ("Which error does this Python code raise?\n\n{code}", "{code}\n\nWhich error does this Python code end with?")
 ERRORS = (
     "ZeroDivisionError", "IndexError", "KeyError", "NameError", "TypeError", "ValueError", "AttributeError",
@@ -170,6 +178,34 @@ def snippets() -> Iterator[Draft]:
             raise ValueError(f"{block['name']}: only {len(made)} of {block['draws']} draws were found")
 
 
+# One idea
+
+
+def idea(code: str, kind: str) -> str:
+    """`code` with its variables numbered and constants first in products, and the kind of thing that it is about.
+
+    Where it is alike, the same is asked.
+    """
+    names: dict[str, str] = {}
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and isinstance(node.right, ast.Constant):
+            node.left, node.right = node.right, node.left
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and not hasattr(builtins, node.id):
+            node.id = names.setdefault(node.id, f"v{len(names)}")
+    return f"{ast.unparse(tree)} # {kind}"
+
+
+def named(code: str) -> str:
+    """How a question for a name calls what `code` does: the function that it calls, or its operator."""
+    if found := re.fullmatch(r"(?:[^()]+\.)?(\w+)\([^()]*\)", code):
+        return f"{found[1]}()"
+    if found := re.fullmatch(r"\w+ ([^\w\s]+) \w+", code):
+        return f"The operator {found[1]}"
+    return ""
+
+
 # Tasks
 
 
@@ -190,7 +226,7 @@ def passes(code: str, setup: str, condition: str) -> bool:
         return False
 
 
-def tasks() -> Iterator[Draft]:
+def tasks(ideas: dict[str, str]) -> Iterator[Draft]:
     """Expressions and statements to choose for a task."""
     for number, row in enumerate(facts("code", "tasks")):
         wrong = row["wrong"].split(" | ")
@@ -203,8 +239,14 @@ def tasks() -> Iterator[Draft]:
             prompt=frames[number % len(frames)].format(task=row["task"]),
             gold=row["right"],
             wrong=tuple(wrong),
-            cluster=f"code/{slug('task', row['task'])}",
+            cluster=task_family(ideas, row),
         )
+
+
+def task_family(ideas: dict[str, str], row: dict[str, str]) -> str:
+    """The cluster of a task: that of the first task with its idea about the same kind of thing."""
+    kind = about(row["task"])[0]
+    return ideas.setdefault(idea(row["right"], kind if kind.isalpha() else ""), f"code/{slug('task', row['task'])}")
 
 
 def about(task: str) -> tuple[str, str]:
@@ -215,7 +257,7 @@ def about(task: str) -> tuple[str, str]:
     return str(len(set(letters))), "".join(dict.fromkeys(letters))
 
 
-def meanings() -> Iterator[Draft]:
+def meanings(ideas: dict[str, str]) -> Iterator[Draft]:
     """The tasks the other way round: what does an expression give, or a statement do?
 
     The wrong ones are tasks about the same kind of thing, under its name, which the expression does not pass.
@@ -239,7 +281,7 @@ def meanings() -> Iterator[Draft]:
             prompt=frames[number % len(frames)].format(code=row["right"]),
             gold=capital(said.format(row["task"])),
             wrong=tuple(capital(said.format(task)) for task in close(false, row["task"], id)),
-            cluster=f"code/{slug('task', row['task'])}",
+            cluster=task_family(ideas, row),
         )
 
 
@@ -266,7 +308,7 @@ def capital(text: str) -> str:
 # Functions
 
 
-def functions() -> Iterator[Draft]:
+def functions(ideas: dict[str, str]) -> Iterator[Draft]:
     """Functions to complete and, where others have the like parameters, to explain."""
     rows = facts("code", "functions")
     for number, row in enumerate(rows):
@@ -274,9 +316,11 @@ def functions() -> Iterator[Draft]:
         for body, right in [(row["right"], True), *((body, False) for body in wrong)]:
             if passes(function(head, body), "", row["check"]) is not right:
                 raise ValueError(f"functions.tsv: {body!r} is {'wrong' if right else 'right'} for {row['task']!r}")
-        cluster = f"code/{slug('function', head.split('(')[0])}"
+        own = f"code/{slug('function', head.split('(')[0])}"
+        kind = KINDS.get(re.split(r"[(,)]", head)[1], "")
+        cluster = ideas.get(idea(row["right"].removeprefix("return "), kind), own)
         yield Draft(
-            id=f"{cluster}-body",
+            id=f"{own}-body",
             prompt=COMPLETE[number % len(COMPLETE)].format(head=head, task=row["task"]),
             gold=row["right"],
             wrong=tuple(wrong),
@@ -293,10 +337,10 @@ def functions() -> Iterator[Draft]:
         ]
         if len(false) > 3:
             yield Draft(
-                id=f"{cluster}-task",
+                id=f"{own}-task",
                 prompt=EXPLAIN[number % len(EXPLAIN)].format(code=code),
                 gold=f"It {row['task']}.",
-                wrong=tuple(f"It {task}." for task in close(false, row["task"], cluster)),
+                wrong=tuple(f"It {task}." for task in close(false, row["task"], own)),
                 cluster=cluster,
             )
 
@@ -354,21 +398,26 @@ def errors() -> Iterator[Draft]:
         )
 
 
-def names() -> Iterator[Draft]:
-    """Questions for a name."""
+def names(ideas: dict[str, str]) -> Iterator[Draft]:
+    """Questions for a name; those for what a task needs are of its family."""
+    families: dict[str, str] = {}
+    for row in facts("code", "tasks"):
+        families.setdefault(named(row["right"]), task_family(ideas, row))
     for row in facts("code", "names"):
         yield Draft(
             id=f"code/{slug('name', row['question'])[:60].rstrip('-')}",
             prompt=row["question"],
             gold=row["right"],
             wrong=tuple(row["wrong"].split(" | ")),
+            cluster=families.get(row["right"]),
         )
 
 
 def main() -> None:
     """Write the file."""
-    drafts = [*names(), *tasks(), *meanings(), *functions(), *syntax(), *errors(), *snippets()]
-    finish_exact("code", drafts)
+    ideas: dict[str, str] = {}
+    asked = [*tasks(ideas), *meanings(ideas), *functions(ideas)]
+    finish_exact("code", [*names(ideas), *asked, *syntax(), *errors(), *snippets()])
 
 
 if __name__ == "__main__":

@@ -13,18 +13,23 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import random
 import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 REPERTOIRE = HERE.parents[1] / "src" / "backslide" / "suite" / "repertoire"
+FULL = HERE.parents[1] / "build" / "repertoire" / "full"
+"""Where everything goes that could be asked, when the environment has `REPERTOIRE_FULL`."""
+DROPPED = HERE / "dropped.tsv"
+"""Ids of items that are left out, and why; see `thin.py`."""
 sys.path.insert(0, str(HERE.parents[1] / "src"))
 
 Row = dict[str, Any]
@@ -102,14 +107,36 @@ def some(options: Iterable[Any], count: int, *key: object) -> list[Any]:
 # Writing
 
 
-def finish(capability: str, entries: Iterable[Draft | Row]) -> list[Row]:
-    """Place the choices of drafts, check all, write the capability's file and print what it holds."""
-    rows = place(capability, list(entries))
-    check(capability, rows)
+def finish(
+    capability: str, entries: Iterable[Draft | Row], spelled: Callable[[Row], Row] = lambda row: row
+) -> list[Row]:
+    """Leave out what `dropped.tsv` names, place the choices of drafts, check all, write the file, print what it holds.
+
+    `spelled` makes rows for the check, where texts differ in what it does not see.
+    With `REPERTOIRE_FULL` in the environment nothing is left out, and the file goes to `build/repertoire/full/`.
+    """
+    full = bool(os.environ.get("REPERTOIRE_FULL"))
+    gone: set[str] = set() if full else set(dropped())
+    rows = place(capability, [entry for entry in entries if id_of(entry) not in gone])
+    check(capability, [spelled(row) for row in rows])
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (REPERTOIRE / f"{capability}.jsonl").write_text(text, encoding="utf-8", newline="\n")
+    folder = FULL if full else REPERTOIRE
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{capability}.jsonl").write_text(text, encoding="utf-8", newline="\n")
     print(summary(capability, rows))
     return rows
+
+
+def dropped() -> dict[str, str]:
+    """The ids in `dropped.tsv`, and the reason of each."""
+    lines = DROPPED.read_text(encoding="utf-8").splitlines() if DROPPED.exists() else []
+    pairs = (line.partition("\t") for line in lines if line and not line.startswith("#"))
+    return {id: reason for id, _, reason in pairs}
+
+
+def id_of(entry: Draft | Row) -> str:
+    """The id of a draft or of a finished line."""
+    return entry.id if isinstance(entry, Draft) else str(entry["id"])
 
 
 def place(capability: str, entries: Sequence[Draft | Row]) -> list[Row]:

@@ -5,21 +5,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 
-from common import REPERTOIRE, Draft, Row, check, place, summary
+from common import Draft, Row, finish
 
 
 def finish_exact(capability: str, entries: Iterable[Draft | Row]) -> list[Row]:
     """Do what `common.finish` does, but tell texts apart that differ in case or white space."""
-    rows = place(capability, list(entries))
-    check(capability, [spelled(row) for row in rows])
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (REPERTOIRE / f"{capability}.jsonl").write_text(text, encoding="utf-8", newline="\n")
-    print(summary(capability, rows))
-    return rows
+    return finish(capability, entries, spelled)
 
 
 def spelled(row: Row) -> Row:

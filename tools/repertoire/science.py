@@ -61,7 +61,11 @@ RELATIONS: dict[str, Relation] = {
     "organ": Relation(
         forward=("What is the job of {subject}?", "What task {does} {subject} have in the body?"),
         backward=("Which part of the body is responsible for {object}?", "What in the body has the task of {object}?"),
-        near=(frozenset(("the muscles", "the tendons")), frozenset(("the muscles", "the backbone"))),
+        near=(
+            frozenset(("the muscles", "the tendons")),
+            frozenset(("the muscles", "the backbone")),
+            frozenset(("the small intestine", "the large intestine")),
+        ),
     ),
     "system": Relation(
         forward=("To which body system {does} {subject} belong?", "Of which body system {is} {subject} a part?"),
@@ -70,6 +74,15 @@ RELATIONS: dict[str, Relation] = {
     "science": Relation(
         forward=("What does {subject} study?", "What is {subject} the study of?"),
         backward=("Which science studies {object}?", "What is the study of {object} called?"),
+        near=(
+            *(frozenset(("zoology", part)) for part in ("entomology", "ornithology", "ichthyology")),
+            *(
+                frozenset(("anatomy", part))
+                for part in ("cardiology", "dermatology", "neurology", "hematology", "ophthalmology")
+            ),
+            frozenset(("geology", "seismology")),
+            frozenset(("geology", "oceanography")),
+        ),
     ),
     "source": Relation(
         forward=("What is the source of {subject}?", "From what do we get {subject}?"),

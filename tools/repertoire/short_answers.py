@@ -2,7 +2,8 @@
 
 `python tools/repertoire/short_answers.py`; the tables are in `facts/short_answers/`, the hand-written items in
 `written/short_answers.jsonl`. A reply is right when it holds one of the accepted answers as whole words; sums are right
-when the last number of the reply is. No fact is asked here that `world_facts` asks.
+when the last number of the reply is. Some facts are asked by another capability too; `repeats.tsv` lists these pairs,
+and `thin.py` leaves one item of each out.
 """
 
 from __future__ import annotations
