@@ -173,3 +173,9 @@ def test_show_tells_kinds_clusters_and_hash_and_no_markup_comes_to_life(
 def test_the_bundled_suite_is_shown_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "show")
     assert code == 0 and "world_facts" in out and Suite.repertoire().hash in out
+    # What a model made of it: base accuracy, and the smallest drop that each half proves.
+    assert "gate proves" in out and "SmolLM2" in out and "bits" in out
+    code, out, _ = call(capsys, "show", "--format", "json")
+    measured = json.loads(out)["measured"]
+    assert measured["conditions"]["hash"] == Suite.repertoire().hash
+    assert 0 < measured["capabilities"]["science"]["gate"] < measured["capabilities"]["science"]["monitor"] < 1

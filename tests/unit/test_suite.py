@@ -253,6 +253,22 @@ def test_a_cluster_stays_together_and_new_items_move_nothing() -> None:
     assert set(few.part("gate")) <= set(many.part("gate"))
 
 
+def test_a_sample_is_the_same_every_time_and_grows_by_adding() -> None:
+    items = [choice(f"{name}/{i}", capability=name) for name in ("a", "b") for i in range(200)]
+    suite = Suite("s", (*items, choice("c/0", capability="c"), OpenItem(id="talk", capability="talk", prompt="Hello?")))
+    small, large = suite.sample(40), suite.sample(90)
+    assert small.capabilities == {"a": 40, "b": 40, "c": 1, "talk": 1} and small.name == "s, 40 a capability"
+    assert {item.id for item in small.items} <= {item.id for item in large.items}
+    shuffled = Suite("s", tuple(random.Random(0).sample(suite.items, len(suite.items))))
+    assert shuffled.sample(40).hash == small.hash
+    assert [item.id for item in small.items] == [i.id for i in suite.items if i in small.items], "in the suite's order"
+    halves = [half_of(item) for item in large.items]
+    assert min(halves.count("monitor"), halves.count("gate")) >= 0.4 * len(halves)
+    assert suite.sample(200) is suite
+    with pytest.raises(SuiteError, match="0 items of each capability are asked for, at least 1 is needed"):
+        suite.sample(0)
+
+
 def test_an_unknown_part() -> None:
     with pytest.raises(SuiteError, match="part is 'half', one of monitor, gate, all is needed"):
         Suite("s", (choice(),)).part("half")  # type: ignore[arg-type]

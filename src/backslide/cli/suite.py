@@ -139,17 +139,20 @@ def suite_show(
     limit: LimitOption = None,
     form: FormatOption = Format.text,
 ) -> None:
-    """Show what a suite asks: capabilities, kinds, halves, clusters, and an item of each capability."""
+    """Show what a suite asks, an item of each capability, and of the bundled one what it can prove."""
     import dataclasses
 
-    from backslide.report.suites import counts, counts_table, examples_table
+    from backslide.report.suites import counts, counts_table, examples_table, measured_line
     from backslide.suite.lm_eval import TaskOptions
+    from backslide.suite.measured import bundled_measurement
     from backslide.suite.suite import Suite
 
     screen = Screen(as_json=form is Format.json)
     chosen = Suite.load(suite, TaskOptions(include_path=include_path, num_fewshot=num_fewshot, limit=limit))
-    rows = counts(chosen)
-    screen.show(counts_table(rows, kinds=True))
+    rows, measured = counts(chosen), bundled_measurement(chosen)
+    screen.show(counts_table(rows, kinds=measured is None, measured=measured))
+    if measured is not None:
+        screen.show(measured_line(measured))
     screen.show(examples_table(chosen))
     screen.show(f"suite {chosen.name}, {len(chosen.items)} items, hash {chosen.hash}")
     screen.result(
@@ -158,6 +161,7 @@ def suite_show(
             "hash": chosen.hash,
             "items": len(chosen.items),
             "capabilities": [dataclasses.asdict(row) for row in rows],
+            "measured": dataclasses.asdict(measured) if measured is not None else None,
         }
     )
 

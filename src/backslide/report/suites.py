@@ -13,6 +13,7 @@ from rich.text import Text
 from backslide.report.text import plain
 from backslide.suite.item import Item, asked_of, right_of
 from backslide.suite.leakage import Leak
+from backslide.suite.measured import Measurement
 from backslide.suite.suite import Suite, half_of
 
 
@@ -48,19 +49,45 @@ def counts(suite: Suite) -> list[Counts]:
     ]
 
 
-def counts_table(rows: Sequence[Counts], *, kinds: bool = False) -> Table:
-    """A row for each capability, and one for all items."""
+def counts_table(rows: Sequence[Counts], *, kinds: bool = False, measured: Measurement | None = None) -> Table:
+    """A row for each capability, and one for all items; with `measured`, what a model made of them."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("capability")
-    for name in ("items", "monitor", "gate", *(("clusters", "kinds") if kinds else ())):
+    names = ["items", "monitor", "gate"]
+    if measured is not None:
+        names += ["base", "gate proves", "monitor proves"]
+    for name in (*names, *(("clusters", "kinds") if kinds else ())):
         table.add_column(name, justify="left" if name == "kinds" else "right")
     for row in rows:
-        more = (str(row.clusters), ", ".join(f"{count} {kind}" for kind, count in row.kinds.items())) if kinds else ()
+        more: tuple[str, ...] = ()
+        if measured is not None:
+            more = _measured_cells(row, measured)
+        if kinds:
+            more += (str(row.clusters), ", ".join(f"{count} {kind}" for kind, count in row.kinds.items()))
         table.add_row(Text(plain(row.capability, 40)), str(row.items), str(row.monitor), str(row.gate), *more)
     if len(rows) > 1:
         totals = [sum(getattr(row, name) for row in rows) for name in ("items", "monitor", "gate")]
         table.add_row("all items", *map(str, totals))
     return table
+
+
+def _measured_cells(row: Counts, measured: Measurement) -> tuple[str, ...]:
+    found = measured.capabilities.get(row.capability)
+    if found is None:
+        return ("–", "–", "–")
+    base = f"{found.base:.2f} bits" if set(row.kinds) == {"text"} else f"{found.base:.1%}"
+    drops = (found.gate, found.monitor)
+    return (base, *("–" if drop is None else f"−{100 * drop:.1f}" for drop in drops))
+
+
+def measured_line(measured: Measurement) -> str:
+    """Under which conditions the numbers of `counts_table` hold."""
+    of = measured.conditions
+    return (
+        f"base: {of['model']} in {of['dtype']}, right answers or bits per byte. Proves: the smallest drop, in points, "
+        f"that is proven with a probability of {of['power']:.0%} (α = {of['alpha']:g} for all capabilities together), "
+        f"by `check` on the gate half, and by each of {of['looks']} looks of a guarded run on the monitor half"
+    )
 
 
 def examples_table(suite: Suite) -> Table:

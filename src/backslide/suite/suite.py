@@ -79,6 +79,27 @@ class Suite:
             found = list(_read((f"{REPERTOIRE}/{file.name}", file) for file in sorted(folder.glob("*.jsonl"))))
         return cls(REPERTOIRE, tuple(item for item, _ in found), {item.id: place for item, place in found})
 
+    def sample(self, each: int) -> Suite:
+        """At most so many items of each capability, the same ones every time: those whose ids hash lowest.
+
+        Open items without a reference, by which nothing is judged, all stay. Raises `SuiteError` for `each` below 1.
+        """
+        if each < 1:
+            raise SuiteError(f"{each} items of each capability are asked for, at least 1 is needed")
+        ranked = sorted(self.items, key=lambda item: hashlib.sha256(item.id.encode()).digest())
+        taken: Counter[str] = Counter()
+        chosen: set[str] = set()
+        for item in ranked:
+            if item.kind == "open" and not item.judged:
+                chosen.add(item.id)
+            elif taken[item.capability] < each:
+                taken[item.capability] += 1
+                chosen.add(item.id)
+        if len(chosen) == len(self.items):
+            return self
+        items = tuple(item for item in self.items if item.id in chosen)
+        return Suite(f"{self.name}, {each} a capability", items, self.places)
+
     def save(self, path: str | Path) -> None:
         """Write the suite as JSON Lines, atomically."""
         write_lines(Path(path), (item.to_dict() for item in self.items))
