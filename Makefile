@@ -47,6 +47,7 @@ bench: model
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/leakage.py
+	$(BIN)/python benchmarks/suites.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

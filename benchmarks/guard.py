@@ -125,8 +125,8 @@ def overhead(data: Path, steps: int, methods: list[str], shapes: list[str]) -> N
     """
     known: dict[str, Any] = {
         "plain": None,
-        "default": lambda folder: Guard(cache=False, quiet=True),
-        "every10": lambda folder: Guard(every=10, cache=False, quiet=True),
+        "default": lambda folder: Guard(quiet=True),
+        "every10": lambda folder: Guard(every=10, quiet=True),
     }
     print(f"\n{steps} steps of {BATCH} dialogues of up to {LENGTH} tokens, {torch.get_num_threads()} threads")
     heads = f"{'seconds':>8} {'ratio':>7} {'looks':>6} {'items a look':>13} {'looking':>9} {'baseline':>9} {'end':>8}"
