@@ -30,7 +30,7 @@ def seconds(*command: str, best_of: int = 1) -> float:
 def measuring(run: Path) -> float:
     """Seconds that a run's looks and its gate took, without the baseline, which both runs share."""
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    return sum(event["seconds"] for event in events if event["event"] in ("look", "gate"))
+    return sum(event.get("seconds", 0.0) for event in events if event["event"] in ("look", "gate"))
 
 
 def main() -> None:

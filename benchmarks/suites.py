@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import statistics
 import sys
 import time
@@ -64,7 +65,8 @@ def measured(suite: Suite, record: Record) -> dict[str, Measured]:
             gate, look = at_gate[name], by_look[name]
             # Where all items have probabilities the soft drop is what sees most.
             drops = (gate.gate, look.monitor) if gate.gate_soft is None else (gate.gate_soft, look.monitor_soft)
-            found[name] = Measured(sum(right) / len(right), round(drops[0], 4), round(drops[1] or 0.0, 4))
+            of_gate, of_look = (None if drop is None or math.isinf(drop) else round(drop, 4) for drop in drops)
+            found[name] = Measured(sum(right) / len(right), of_gate, of_look)
         else:
             bits = [o.bits_per_byte for o in outcomes if o.bits_per_byte is not None]
             found[name] = Measured(statistics.mean(bits), None, None)

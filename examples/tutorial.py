@@ -9,7 +9,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from backslide import Guard, load_model
+from backslide import Guard, Suite, load_model
 
 LINES = [
     "Customer: My package never arrived. Agent: I am sorry. I will send a new one today, free of charge.",
@@ -17,7 +17,7 @@ LINES = [
     "Customer: Can I return these shoes? Agent: Yes, within 30 days. Keep the tags on and add the slip.",
 ]
 loaded = load_model(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct")
-guard = Guard(looks=2)
+guard = Guard(Suite.load("repertoire:30"), looks=2)
 trainer = SFTTrainer(
     loaded.model,
     args=SFTConfig(

@@ -72,6 +72,31 @@ def test_a_baseline_that_is_sure_of_its_answers_is_expected_to_flip_little() -> 
     assert rows[0.95].gate_soft < rows[0.55].gate_soft
 
 
+def test_clusters_are_planned_with_their_sizes() -> None:
+    triples = tuple(dataclasses.replace(item, cluster=f"passage {i // 3}") for i, item in enumerate(CHOICES))
+    together, alone = Suite("s", triples), Suite("s", CHOICES)
+    (row,) = reach(together, record(outcomes(0.55), suite_hash=together.hash))
+    (single,) = reach(alone, record(outcomes(0.55), suite_hash=alone.hash))
+    assert row.gate_soft is not None and single.gate_soft is not None
+    # Betting on clusters of three sees less than on as many items alone, and no more than on one of each cluster.
+    drops = planned_drops([0.55] * 240, shift=0.0, noise=NOISE)
+    tests = 2  # one capability: accuracy and probability
+    clusters = smallest_betting_drop(drops, row.gate_items // 3, alpha=0.025 / tests)
+    assert 1.1 * single.gate_soft < row.gate_soft <= 1.05 * clusters
+    assert row.items_for_tolerance is None and single.items_for_tolerance is not None
+
+
+def test_alpha_may_go_to_one_half_alone() -> None:
+    baseline = record(outcomes(0.55), suite_hash=SUITE.hash)
+    halved, gated, watched = (reach(SUITE, baseline, gate_share=share)[0] for share in (0.5, 1.0, 0.0))
+    assert gated.gate < halved.gate and gated.gate_soft is not None and halved.gate_soft is not None
+    assert gated.gate_soft < halved.gate_soft
+    assert math.isinf(gated.monitor) and gated.monitor_soft == math.inf
+    assert math.isinf(watched.gate) and watched.monitor < halved.monitor and watched.items_for_tolerance is None
+    with pytest.raises(ConfigError, match=r"gate_share is 1.5, a share from 0 to 1 is needed"):
+        reach(SUITE, baseline, gate_share=1.5)
+
+
 def test_where_expected_flips_cannot_prove_it_more_must_flip_and_all_be_lost() -> None:
     (row,) = reach(Suite("s", ANSWERS), looks=20, flip_rate=0.02)
     assert smallest_drop(row.monitor_items, flip_rate=0.02, alpha=0.025 / 20) == math.inf

@@ -254,19 +254,37 @@ def test_a_cluster_stays_together_and_new_items_move_nothing() -> None:
 
 
 def test_a_sample_is_the_same_every_time_and_grows_by_adding() -> None:
-    items = [choice(f"{name}/{i}", capability=name) for name in ("a", "b") for i in range(200)]
+    items = [choice(f"{name}/{i}", capability=name) for name in ("a", "b") for i in range(2000)]
     suite = Suite("s", (*items, choice("c/0", capability="c"), OpenItem(id="talk", capability="talk", prompt="Hello?")))
-    small, large = suite.sample(40), suite.sample(90)
-    assert small.capabilities == {"a": 40, "b": 40, "c": 1, "talk": 1} and small.name == "s, 40 a capability"
+    small, large = suite.sample(9), suite.sample(90)
+    assert small.capabilities == {"a": 9, "b": 9, "c": 1, "talk": 1} and small.name == "s:9"
     assert {item.id for item in small.items} <= {item.id for item in large.items}
     shuffled = Suite("s", tuple(random.Random(0).sample(suite.items, len(suite.items))))
-    assert shuffled.sample(40).hash == small.hash
+    assert shuffled.sample(9).hash == small.hash
     assert [item.id for item in small.items] == [i.id for i in suite.items if i in small.items], "in the suite's order"
-    halves = [half_of(item) for item in large.items]
-    assert min(halves.count("monitor"), halves.count("gate")) >= 0.4 * len(halves)
-    assert suite.sample(200) is suite
+    for part, of_small, of_large in (("monitor", 5, 45), ("gate", 4, 45)):
+        for name in ("a", "b"):
+            assert sum(item.capability == name for item in small.part(part)) == of_small  # type: ignore[arg-type]
+            assert sum(item.capability == name for item in large.part(part)) == of_large  # type: ignore[arg-type]
+    assert suite.sample(2000) is suite
     with pytest.raises(SuiteError, match="0 items of each capability are asked for, at least 1 is needed"):
         suite.sample(0)
+
+
+def test_where_a_half_has_too_few_the_other_fills_a_sample_up() -> None:
+    items = [choice(f"a/{i}", capability="a") for i in range(400)]
+    few = [item for item in items if half_of(item) == "gate"][:3] + [i for i in items if half_of(i) == "monitor"][:100]
+    assert [len(Suite("s", tuple(few)).sample(20).part(half)) for half in ("monitor", "gate")] == [17, 3]
+    few = [item for item in items if half_of(item) == "gate"][:100] + [i for i in items if half_of(i) == "monitor"][:3]
+    assert [len(Suite("s", tuple(few)).sample(20).part(half)) for half in ("monitor", "gate")] == [3, 17]
+
+
+def test_a_sample_of_the_bundled_suite_by_name() -> None:
+    assert Suite.load("repertoire:5").hash == Suite.repertoire().sample(5).hash
+    with pytest.raises(
+        SuiteError, match="repertoire:x: a number of items a capability is needed, such as repertoire:50"
+    ):
+        Suite.load("repertoire:x")
 
 
 def test_an_unknown_part() -> None:

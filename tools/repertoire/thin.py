@@ -1,9 +1,9 @@
 """Choose which items are left out of the repertoire, and write `dropped.tsv`.
 
-    REPERTOIRE_FULL=1 python tools/repertoire/science.py  # and all others: what could be asked
-    python tools/repertoire/measure.py                    # scored on the model and on copies that were shaken
-    python tools/repertoire/thin.py                       # what is left out
-    python tools/repertoire/science.py                    # and all others: the suite without it
+    python tools/repertoire/make.py --full    # what could be asked
+    python tools/repertoire/measure.py        # scored on the model and on copies that were shaken
+    python tools/repertoire/thin.py           # what is left out
+    python tools/repertoire/make.py           # the suite without it
 
 Left out are, in this order:
 
@@ -13,12 +13,13 @@ family
     of the items that share a template or a passage all but the one of which the model is least sure: they move
     together, so a test must count them as one.
 sure
-    choice items that neither the model nor any shaken copy answers otherwise than the others, those first of which it
-    is surest for their length (|log-odds| of the gold choice times characters): they say little of small losses.
-    Both ends go, what is always right
-    and what is always wrong, so that a model that only wavers is as likely to win as to lose. A capability keeps
-    `LEAST` items at least, and loses none whose probability lies between .02 and .98 unless it has more than
-    `MOST`. Generated answers all stay: how near they are to another reply is not known.
+    choice items with a probability of the gold choice above .98 or below .02 that no shaken copy answers otherwise,
+    those first of which the model is surest for their length (|log-odds| times characters): they say little of small
+    losses. Both ends go, what is always right and what is always wrong, so that a model that only wavers is as
+    likely to win as to lose. A capability keeps `LEAST` items at least.
+size
+    where a capability has more than `MOST` even so, others that no copy answers otherwise, in the same order.
+    Generated answers all stay: how near they are to another reply is not known.
 long
     texts beyond `TEXTS`, the longest first.
 """
@@ -93,7 +94,7 @@ def surest(items: list[Item], copies: list[Found]) -> dict[str, str]:
             if len(items) - len(gone) <= most:
                 break
             if item.id not in gone and right in (0, len(copies)) and (not sure or not SURE > p > 1 - SURE):
-                gone[item.id] = f"sure\tp = {p:.3f}, right in {right} of {len(copies)}"
+                gone[item.id] = f"{'sure' if sure else 'size'}\tp = {p:.3f}, right in {right} of {len(copies)}"
     return gone
 
 

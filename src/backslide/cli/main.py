@@ -5,6 +5,7 @@ Imports of torch and of what needs it stand inside the verbs, so that `backslide
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -54,7 +55,10 @@ def main(version: Annotated[bool, typer.Option("--version", help="Show the versi
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the two runs.")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the two runs; default: runs/demo, or the next free one.", show_default=False),
+    ] = None,
     dialogues: Annotated[int, typer.Option(help="How many of the 64 dialogues are trained on.")] = 3,
 ) -> None:
     """Train a small model twice, once too hard, and see what it forgets: a few minutes on a laptop."""
@@ -62,8 +66,14 @@ def demo(
 
     screen = Screen()
     with screen.working():
-        good = tell(screen, out, dialogues=dialogues)
+        good = tell(screen, out or _free(Path("runs/demo")), dialogues=dialogues)
     raise typer.Exit(0 if good else 4)
+
+
+def _free(folder: Path) -> Path:
+    """`folder`, or with the first number behind it that makes a new one: a story told twice is two stories."""
+    tries = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in (folder, *itertools.islice(tries, 10_000)) if not path.exists())
 
 
 @app.command()
@@ -211,7 +221,7 @@ def power(
     baseline: Annotated[
         Path | None, typer.Option(help="A record of the base model: its own probabilities tell what to expect.")
     ] = None,
-    looks: Annotated[int, typer.Option(help="Looks at the monitor half during the run; a guard's default is 6.")] = 6,
+    looks: Annotated[int, typer.Option(help="Looks at the monitor half during the run; a guard makes 4 to 16.")] = 6,
     alpha: Annotated[float, typer.Option(help="Probability of a false alarm over the whole run.")] = 0.05,
     power: Annotated[float, typer.Option(help="Wanted probability of proving the drop.")] = 0.8,
     tolerance: Annotated[float, typer.Option(help="Accepted drop in accuracy of a capability, as a share.")] = 0.03,

@@ -27,7 +27,10 @@ class Part(str, enum.Enum):
 ModelArgument = Annotated[
     str, typer.Argument(help="A model folder, adapter folder, hub id, or smollm2-135m-instruct.", show_default=False)
 ]
-SUITES = "'repertoire', a .jsonl file, a folder of them, or lm-eval's tasks: 'lm-eval:piqa,boolq'."
+SUITES = (
+    "'repertoire', 'repertoire:50' (so many items a capability), a .jsonl file, a folder of them, or lm-eval's tasks: "
+    "'lm-eval:piqa,boolq'."
+)
 SuiteArgument = Annotated[str, typer.Argument(help=SUITES, show_default=False)]
 SuiteOption = Annotated[str, typer.Option(help=SUITES)]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]

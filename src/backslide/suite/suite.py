@@ -52,7 +52,8 @@ class Suite:
         """Read a JSON Lines file, a folder of them, the bundled suite `repertoire`, or tasks of lm-eval.
 
         Args:
-            source: path or name; `lm-eval:arc_easy,piqa` for tasks of lm-eval.
+            source: path or name; `repertoire:50` for 50 items of each capability (see `sample`),
+                `lm-eval:arc_easy,piqa` for tasks of lm-eval.
             tasks: how lm-eval's tasks are asked; for no other suite.
             tokenizer: of the model, where lm-eval's tasks are asked through its chat template.
 
@@ -66,6 +67,11 @@ class Suite:
             raise SuiteError(f"{given[0]} is for lm-eval's tasks, and the suite is {str(source)!r}; leave it out")
         if str(source) == REPERTOIRE:
             return cls.repertoire()
+        if str(source).startswith(f"{REPERTOIRE}:"):
+            each = str(source).removeprefix(f"{REPERTOIRE}:")
+            if not each.isdecimal():
+                raise SuiteError(f"{source}: a number of items a capability is needed, such as {REPERTOIRE}:50")
+            return cls.repertoire().sample(int(each))
         path = Path(source)
         found = list(_read((str(file), file) for file in _files(path)))
         if not found:
@@ -80,25 +86,25 @@ class Suite:
         return cls(REPERTOIRE, tuple(item for item, _ in found), {item.id: place for item, place in found})
 
     def sample(self, each: int) -> Suite:
-        """At most so many items of each capability, the same ones every time: those whose ids hash lowest.
+        """At most so many items of each capability, half of them (the odd one more) of the monitor half.
 
-        Open items without a reference, by which nothing is judged, all stay. Raises `SuiteError` for `each` below 1.
+        They are the same every time, and a larger sample holds a smaller one: those whose ids hash lowest, by another
+        hash than that which decides the half. Where a half has too few, the other one fills up. Open items without a
+        reference, by which nothing is judged, all stay. Raises `SuiteError` for `each` below 1.
         """
         if each < 1:
             raise SuiteError(f"{each} items of each capability are asked for, at least 1 is needed")
-        ranked = sorted(self.items, key=lambda item: hashlib.sha256(item.id.encode()).digest())
-        taken: Counter[str] = Counter()
-        chosen: set[str] = set()
-        for item in ranked:
-            if item.kind == "open" and not item.judged:
-                chosen.add(item.id)
-            elif taken[item.capability] < each:
-                taken[item.capability] += 1
-                chosen.add(item.id)
+        ranked = sorted(self.items, key=lambda item: hashlib.sha256(f"sample:{item.id}".encode()).digest())
+        chosen = {item.id for item in ranked if item.kind == "open" and not item.judged}
+        for capability in self.capabilities:
+            own = [item for item in ranked if item.capability == capability and item.id not in chosen]
+            monitor, gate = ([item.id for item in own if half_of(item) == half] for half in ("monitor", "gate"))
+            of_gate = min(len(gate), max(each // 2, each - len(monitor)))
+            chosen |= {*gate[:of_gate], *monitor[: each - of_gate]}
         if len(chosen) == len(self.items):
             return self
         items = tuple(item for item in self.items if item.id in chosen)
-        return Suite(f"{self.name}, {each} a capability", items, self.places)
+        return Suite(f"{self.name}:{each}", items, self.places)
 
     def save(self, path: str | Path) -> None:
         """Write the suite as JSON Lines, atomically."""
