@@ -79,7 +79,9 @@ def test_every_layout_scores_as_a_plain_sequence_does(kind: str) -> None:
     def holds(requests: list[Request], size: Any, drawn: random.Random, limit: int | None) -> None:
         drawn.shuffle(requests)
         layout = layout_for(model, requests, pad=PAD)
-        assert layout.tree is (kind in ("llama", "qwen2", "gpt2"))
+        # Rows of two different tokens may not tell whether a tiny model reads position ids: plain rows are right then.
+        poor = all(len(set(request.fed)) <= 2 for request in requests) and not layout.tree
+        assert layout.tree is (kind in ("llama", "qwen2", "gpt2")) or poor
         ways = [(False, None)] + ([(True, None), (True, 0)] if layout.tree else [])
         for tree, saved in ways:
             memory = Memory()

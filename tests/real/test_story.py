@@ -82,7 +82,7 @@ def test_the_diagnosis_of_the_model_that_forgot(forgetful: Tuned) -> None:
     assert diagnosis.next_setting["learning_rate"] < 1e-4
     # Asked for the capital of Italy it speaks of returns, and still finds "Rome" likelier than other answers: three
     # dialogues took over its replies, not its knowledge.
-    assert diagnosis.knowledge is not None and diagnosis.knowledge.counted > 40 and diagnosis.kind == "format"
+    assert diagnosis.knowledge is not None and diagnosis.knowledge.counted >= 20 and diagnosis.kind == "format"
 
 
 def test_the_gate_fails_the_model_that_forgot(forgetful: Tuned, folder: Path, suite: Suite) -> None:

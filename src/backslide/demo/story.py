@@ -34,7 +34,7 @@ STEPS, EVERY, BATCH = 24, 12, 3
 DIALOGUES = 3
 """Seen again and again, as few examples are. `docs/LOG.md` has what more dialogues do: less harm, at the same rate."""
 
-EACH = 36
+EACH = 44
 """Items of a capability, so that the story takes minutes in fp32 on two cores; all of them take a half of an hour."""
 
 RUNS: dict[str, dict[str, Any]] = {
