@@ -163,7 +163,9 @@ def memory(data: Path) -> None:
                     guard = None
                     if name != "plain":
                         policy = "rollback" if name == "rollback" else "warn"
-                        guard = Guard(looks=2, cache=False, quiet=True, on_regression=policy)
+                        # What a look takes beside the weights is a batch, however many items there are.
+                        suite = Suite.repertoire().sample(24)
+                        guard = Guard(suite, looks=2, cache=False, quiet=True, on_regression=policy)
                     trainer(data, folder, guard, method=method, rate=1e-4, steps=6).train()
                 os._exit(0)
             usage = os.wait4(child, 0)[2]
