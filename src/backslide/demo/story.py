@@ -35,7 +35,7 @@ DIALOGUES = 3
 """Seen again and again, as few examples are. `docs/LOG.md` has what more dialogues do: less harm, at the same rate."""
 
 EACH = 44
-"""Items of a capability, so that the story takes minutes in fp32 on two cores; all of them take a half of an hour."""
+"""Items of a capability, so that the story takes minutes in fp32 on two cores."""
 
 RUNS: dict[str, dict[str, Any]] = {
     "conservative": {"method": "lora", "learning_rate": 5e-5, "scheduler": "linear"},
