@@ -6,6 +6,7 @@
     baseline.jsonl           the record before training
     steps/step-000050.jsonl  a record for each look
     steps/lost/              looks at weights that are no part of the run any more, since it was resumed before them
+    tried/                   records of weights that `auto` drew back after a step
     final.jsonl              the gate half (and the open items' replies) of the final model
     final-monitor.jsonl      the monitor half of the final model, where its weights are not those of the last look
     events.jsonl             appended and flushed: losses, looks, openings of the gate half, verdicts, actions, seconds
@@ -33,7 +34,7 @@ from backslide.verdict import Verdict
 
 _OWN = (
     "run.json", "baseline.jsonl", "steps", "final.jsonl", "final-monitor.jsonl", "events.jsonl", "verdict.json",
-    "report.md", "snapshot", "model",
+    "report.md", "snapshot", "model", "tried",
 )  # fmt: skip
 
 
@@ -107,6 +108,10 @@ class RunFolder:
     def step(self, step: int) -> Path:
         """The record of the look after `step`."""
         return self.path / "steps" / f"step-{step:06d}.jsonl"
+
+    def tried(self, step: int, share: float) -> Path:
+        """The record of weights that were drawn back after `step`, so that `share` of what was learned is left."""
+        return self.path / "tried" / f"step-{step:06d}-{share:g}.jsonl"
 
     def steps(self) -> list[Record]:
         """The records of all looks, in order."""

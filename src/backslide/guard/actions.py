@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ from backslide.errors import BackslideError, ConfigError
 from backslide.guard.intervene import check_cut, cut_rate, go_back, rates
 from backslide.guard.options import Options
 from backslide.guard.past import Past
-from backslide.guard.policy import Action
+from backslide.guard.policy import CURES, MOST, SHARES, Action, is_kept, rungs
 from backslide.guard.snapshot import Snapshot
 from backslide.scoring.ranks import Ranks
-from backslide.verdict import Verdict, Zone, main_row
+from backslide.verdict import Verdict
 
-MOST = 3
-"""Times that a run goes back, or has its rate lowered; then it is stopped, since that is no way out."""
+Trial = Callable[[float], Verdict | None]
+"""Measures the present weights, of which such a share of what was learned is left; None where that failed."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Done:
     values: dict[str, Any] = field(default_factory=dict)
     """For the event."""
     mends: bool = False
-    """Whether the weights are sound again after this."""
+    """Whether the weights are those of before, or between them and the present ones, and so sound again."""
+    verdict: Verdict | None = None
+    """What was measured of these weights; None: nothing since the state that was gone back to was kept."""
 
 
 class Actor:
@@ -77,7 +80,7 @@ class Actor:
 
     def check(self, tools: Tools) -> None:
         """Refuse before training what could not be done in the middle of it. Raises `ConfigError`."""
-        if self._options.on_regression not in ("rollback", "lower_lr"):
+        if self._options.on_regression not in MOST:
             return
         if tools.optimizer is None:
             raise ConfigError(
@@ -87,19 +90,12 @@ class Actor:
         check_cut(tools.optimizer, tools.scheduler)
 
     def keep(self, tools: Tools, step: int, verdict: Verdict | None = None) -> bool | None:
-        """Keep the present state to go back to, if its abilities are as good as known to be kept.
+        """Keep the present state to go back to, if its abilities are as good as known to be kept (`policy.is_kept`).
 
         Whether it could be kept; None where it was not to be.
-
-        `retained` is proof, and few looks have the items for it. So a look that is undecided counts too where no more
-        was lost than is accepted: of all items together, by the mean drop.
         """
-        if self._snapshot is None:
+        if self._snapshot is None or (verdict is not None and not is_kept(verdict)):
             return None
-        if verdict is not None and verdict.zone is not Zone.RETAINED:
-            row = main_row(verdict)
-            if verdict.zone is Zone.REGRESSED or row is None or row.drop is None or row.drop > row.tolerance:
-                return None
         try:
             self._snapshot.take(tools.model, tools.optimizer, tools.scheduler, step=step)
         except Exception as bad:
@@ -108,8 +104,15 @@ class Actor:
             return False
         return True
 
-    def do(self, action: Action, tools: Tools, step: int) -> Done:
-        """Carry an action out. What cannot be done becomes a warning, or a stop where going on would be no use."""
+    def do(self, action: Action, tools: Tools, step: int, trial: Trial | None = None) -> Done:
+        """Carry an action out. What cannot be done becomes a warning, or a stop where going on would be no use.
+
+        Args:
+            action: what was decided.
+            tools: what it is done to.
+            step: optimizer steps made.
+            trial: for `auto`, to measure points on the line with; None: there is nothing on it worth a look.
+        """
         try:
             return {
                 "warn": lambda: Done("warn", f"went on as before: {action.reason}"),
@@ -117,6 +120,7 @@ class Actor:
                 "rollback": lambda: self._rollback(action, tools, step),
                 "lower_lr": lambda: self._lower(action, tools, step),
                 "replay": lambda: self._replay(action),
+                "auto": lambda: self._auto(action, tools, step, trial),
             }[action.kind]()
         except Exception as bad:
             why = str(bad) if isinstance(bad, BackslideError) else f"{type(bad).__name__}: {bad}"
@@ -132,9 +136,10 @@ class Actor:
     def _rollback(self, action: Action, tools: Tools, step: int) -> Done:
         if self._snapshot is None or self._snapshot.step is None:
             return Done("stop", f"stopped after step {step}, since there is no state to go back to: {action.reason}")
-        if self._times >= MOST:
+        most = MOST["rollback"]
+        if self._times >= most:
             return Done(
-                "stop", f"stopped after step {step}, since going back {MOST} times was of no use: {action.reason}"
+                "stop", f"stopped after step {step}, since going back {most} times was of no use: {action.reason}"
             )
         self._times += 1
         if tools.optimizer is None:
@@ -150,10 +155,11 @@ class Actor:
         return Done("rollback", says, values, mends=True)
 
     def _lower(self, action: Action, tools: Tools, step: int) -> Done:
-        if self._times >= MOST:
+        most = MOST["lower_lr"]
+        if self._times >= most:
             return Done(
                 "stop",
-                f"stopped after step {step}, since lowering the rate {MOST} times was of no use: {action.reason}",
+                f"stopped after step {step}, since lowering the rate {most} times was of no use: {action.reason}",
             )
         self._times += 1
         if tools.optimizer is None:
@@ -165,6 +171,54 @@ class Actor:
         return Done(
             "lower_lr", says, {"rate_before": max(before, default=None), "rate_after": max(after, default=None)}
         )
+
+    def _auto(self, action: Action, tools: Tools, step: int, trial: Trial | None) -> Done:
+        if self._snapshot is None or self._snapshot.step is None:
+            return Done("stop", f"stopped after step {step}, since there is no state to go back to: {action.reason}")
+        if tools.optimizer is None:
+            raise ConfigError("auto needs the optimizer; give it to before_training(model, tokenizer, optimizer=…)")
+        self._times += 1
+        back, before = self._snapshot.step, rates(tools.optimizer)
+        share, verdict = self._draw_back(tools, trial)
+        at = f"step {back}" if not share else f"{share:.0%} of the way from step {back} to step {step}"
+        values = {"back_to": back, "share": share, "times": self._times}
+        if self._times > MOST["auto"]:
+            says = f"went back to {at} and stopped, since {MOST['auto']} cures were of no use: {action.reason}"
+            return Done("stop", says, values, mends=True, verdict=verdict)
+        after = cut_rate(tools.optimizer, tools.scheduler, self._options.lr_factor)
+        told = [f"lowered the learning rate from {_rate(before)} to {_rate(after)}"]
+        functions = {name: getattr(self._options, name) for name in CURES}
+        cures = ["rescale" if share else "rollback", "lower_lr"]
+        for name in rungs(self._times, [name for name, function in functions.items() if function is not None]):
+            try:
+                said = functions[name]()
+            except Exception as bad:
+                told.append(f"the {name} function raised {type(bad).__name__}: {bad}")
+            else:
+                cures.append(name)
+                told.append(f"raised the {name}{f' ({said})' if said is not None else ''}")
+        values |= {
+            "rate_before": max(before, default=None), "rate_after": max(after, default=None), "cures": cures,
+        }  # fmt: skip
+        says = f"went back to the weights of {at}; {'; '.join(told)}: {action.reason}"
+        return Done("rollback", says, values, mends=True, verdict=verdict)
+
+    def _draw_back(self, tools: Tools, trial: Trial | None) -> tuple[float, Verdict | None]:
+        """Leave as much of what was learned since the last good state as keeps the abilities, or nothing of it.
+
+        The optimizer's state is the one of then. Each point is reached from the one before, so no second copy of the
+        weights is held.
+        """
+        assert self._snapshot is not None
+        now = 1.0
+        for share in SHARES if trial is not None else ():
+            go_back(self._snapshot, tools.model, tools.optimizer, tools.scheduler, share=share / now)
+            now = share
+            verdict = trial(share) if trial is not None else None
+            if verdict is not None and is_kept(verdict):
+                return share, verdict
+        go_back(self._snapshot, tools.model, tools.optimizer, tools.scheduler)
+        return 0.0, None
 
     def _replay(self, action: Action) -> Done:
         if self._options.replay is None:

@@ -37,8 +37,8 @@ class Guard(TrainerCallback):
         budget: share of the training's time that the looks may take; the judgement at the end and the baseline are
             counted apart. Looks take as many items as that pays for. Default, where neither `every` nor `looks` is
             given: 0.05.
-        on_regression: `warn`, `stop`, `rollback`, `lower_lr`, `replay`, or a function from a look's `Verdict` to one of
-            these or None; see `backslide.guard.policy.ACTIONS`.
+        on_regression: `warn`, `stop`, `rollback`, `lower_lr`, `replay`, `auto`, or a function from a look's `Verdict` to
+            one of these or None; see `backslide.guard.policy.ACTIONS`.
         tolerance: accepted drop in accuracy of a capability, as a share.
         alpha: probability of a false alarm over the whole run.
         test: how α is kept over the looks. `exact`: shared out to looks and capabilities, valid whatever the outcomes
@@ -50,9 +50,10 @@ class Guard(TrainerCallback):
         baseline: a record of the base model, or its file, so that it is not measured again.
         cache: whether a baseline that an earlier run measured on the very same model is taken, and this one kept.
         snapshots: where the state to go back to is kept: `memory` (of the CPU) or `disk`; default: in memory for
-            `rollback`, else nowhere.
-        lr_factor: what `rollback` and `lower_lr` multiply the learning rate by.
-        replay: called by the action `replay`.
+            `rollback` and `auto`, else nowhere.
+        lr_factor: what `rollback`, `lower_lr` and `auto` multiply the learning rate by.
+        replay: called by the actions `replay` and `auto`: `backslide.cure.replay.Replay.more`, or a function of yours.
+        anchor: called by `auto`: `backslide.cure.anchor.Anchor.more`, or a function of yours.
         run_dir: the run's folder. Default: `backslide` in the trainer's `output_dir`, or here.
         settings: how the suite is asked.
         name: the model's name, for people. Default: what it was loaded from.
@@ -82,6 +83,7 @@ class Guard(TrainerCallback):
         snapshots: str | None = None,
         lr_factor: float = 1 / 3,
         replay: Callable[[], object] | None = None,
+        anchor: Callable[[], object] | None = None,
         run_dir: str | Path | None = None,
         settings: Settings | None = None,
         name: str | None = None,
@@ -108,6 +110,7 @@ class Guard(TrainerCallback):
             snapshots=snapshots,
             lr_factor=lr_factor,
             replay=replay,
+            anchor=anchor,
             settings=settings,
             name=name,
             extra=dict(extra or {}),
@@ -264,7 +267,7 @@ class Guard(TrainerCallback):
             tokenizer: its tokenizer.
             steps: optimizer steps that will be made. None: not known, and then the looks come ever less often.
             step: optimizer steps that were made before, where a run is resumed.
-            optimizer: needed by `rollback` and `lower_lr`.
+            optimizer: needed by `rollback`, `lower_lr` and `auto`.
             scheduler: of the learning rate, if there is one; needed by the same.
             setup: how the model is trained, for the diagnosis: `learning_rate`, `batch_size`, `epochs`, `examples`.
 

@@ -89,7 +89,14 @@ def cut_rate(optimizer: Any, scheduler: Any = None, factor: float = 0.5) -> list
 
 
 def go_back(
-    snapshot: Snapshot, model: Any, optimizer: Any, scheduler: Any = None, factor: float = 1.0, *, scaler: Any = None
+    snapshot: Snapshot,
+    model: Any,
+    optimizer: Any,
+    scheduler: Any = None,
+    factor: float = 1.0,
+    *,
+    scaler: Any = None,
+    share: float = 0.0,
 ) -> list[float]:
     """Give a run back the weights and the optimizer's state of `snapshot`, with its learning rate cut by `factor`.
 
@@ -104,6 +111,7 @@ def go_back(
         scheduler: its scheduler.
         factor: in (0, 1]; 1 leaves the rate.
         scaler: the gradient scaler. Default: the one in accelerate's wrapper of the optimizer, if any.
+        share: how much of what was learned since is left, in [0, 1); see `Snapshot.restore`.
 
     Returns:
         The learning rate of each param group at the next step.
@@ -116,7 +124,7 @@ def go_back(
         raise ConfigError(f"factor is {factor!r}, a number above 0 and at most 1 is needed")
     if factor < 1:
         check_cut(optimizer, scheduler)
-    snapshot.restore(model, optimizer, scaler=scaler)
+    snapshot.restore(model, optimizer, scaler=scaler, share=share)
     return cut_rate(optimizer, scheduler, factor) if factor < 1 else rates(optimizer)
 
 

@@ -139,9 +139,10 @@ def on_look(
     state: State, step: int, verdict: Verdict, policy: Policy, *, last: bool = False
 ) -> tuple[State, list[Event], Action | None]:
     """Take the verdict of a look at the monitor half, and decide."""
+    end = not state.open and bool(state.looks) and step >= state.looks[-1]
     share = state.share(step, last=last)
     look: Event = {"event": "look", "step": step, "zone": verdict.zone, "alpha": share, "verdict": verdict.to_dict()}
-    return kept(state, step, verdict.zone, share), [look], decide(policy, verdict)
+    return kept(state, step, verdict.zone, share), [look], decide(policy, verdict, end=end)
 
 
 def conclude(state: State, last: Verdict | None, gate: Verdict | None) -> Verdict:

@@ -40,6 +40,7 @@ class Options:
     snapshots: str | None
     lr_factor: float
     replay: Callable[[], object] | None
+    anchor: Callable[[], object] | None
     settings: Settings | None
     name: str | None
     extra: dict[str, Any]
@@ -78,7 +79,7 @@ class Options:
     @property
     def keeps(self) -> str | None:
         """Where states to go back to are kept; None: nowhere, since nothing would go back."""
-        return self.snapshots or ("memory" if self.on_regression == "rollback" else None)
+        return self.snapshots or ("memory" if self.on_regression in ("rollback", "auto") else None)
 
     def tell(self, line: str) -> None:
         """Say what happens."""

@@ -52,8 +52,8 @@ class Past:
     def back(self) -> tuple[int, int] | None:
         """Of the last rollback after which no look was taken: its step, and the step it went back to."""
         for event in reversed(self.line):
-            if event.get("event") == "action" and event.get("action") == "rollback":
-                return int(event["step"]), int(event.get("back_to") or 0)
+            if event.get("event") == "action" and event.get("back_to") is not None:
+                return int(event["step"]), int(event["back_to"])
             if event.get("event") == "look":
                 return None
         return None

@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from backslide.errors import ConfigError
-from backslide.verdict import Verdict, Zone
+from backslide.verdict import Verdict, Zone, main_row
 
-ACTIONS = ("warn", "stop", "rollback", "lower_lr", "replay")
+ACTIONS = ("warn", "stop", "rollback", "lower_lr", "replay", "auto")
 """
 - `warn`: say it, and go on;
 - `stop`: end the training after this step;
 - `rollback`: back to the last state that had kept its abilities, with a lower learning rate from there on;
 - `lower_lr`: lower the learning rate, and go on from here;
-- `replay`: call the function given as `replay`, such as one that raises the share of original data.
+- `replay`: call the function given as `replay`, such as one that raises the share of original data;
+- `auto`: back to the best point on the line between the last state that had kept its abilities and the present one, with
+  a lower rate; from the second time on with more original data, from the third with a stronger anchor too, where there
+  are such: see `rungs`.
 """
+
+MOST = {"rollback": 3, "lower_lr": 3, "auto": 5}
+"""Times that a run goes back, or has its rate lowered; then it is stopped, since that is no way out."""
+
+SHARES = (0.5, 0.25)
+"""Points on the line that `auto` tries: how much of what was learned since the last good state is left."""
 
 Policy = str | Callable[[Verdict], str | None]
 """One of `ACTIONS`, or a function from a look's verdict to one of these or None."""
+
+
+CURES = ("replay", "anchor")
+"""What `auto` can bring in beside the learning rate, in this order."""
+
+
+def rungs(times: int, there: Collection[str]) -> tuple[str, ...]:
+    """The cures that `auto` brings in, or raises, when it acts for the `times`-th time (from 1).
+
+    The order is that of what helps most at the least cost (`docs/cures.md`): the finished weights drawn back and the
+    learning rate cut (both each time), then original data, then a pull towards the base. None is taken back: a run that
+    lost its abilities under a cure needs more, not another.
+
+    Args:
+        times: how often it has acted, this time included.
+        there: those of `CURES` that the run has.
+    """
+    return tuple(name for name in CURES if name in there)[: max(times - 1, 0)]
 
 
 @dataclass(frozen=True)
@@ -46,14 +73,28 @@ def check(policy: Policy, *, replay: bool = False) -> Policy:
     return policy
 
 
-def decide(policy: Policy, verdict: Verdict) -> Action | None:
+def is_kept(verdict: Verdict) -> bool:
+    """Whether a state is good enough to go back to.
+
+    `retained` is proof, and few looks have the items for it. So a look that is undecided counts too where no more was
+    lost than is accepted: of all items together, by the mean drop.
+    """
+    if verdict.zone is not Zone.UNDECIDED:
+        return verdict.zone is Zone.RETAINED
+    row = main_row(verdict)
+    return row is not None and row.drop is not None and row.drop <= row.tolerance
+
+
+def decide(policy: Policy, verdict: Verdict, *, end: bool = False) -> Action | None:
     """What `policy` makes of `verdict`; None where there is nothing to do.
 
-    A name acts on `regressed` alone. A function is asked at every look; what it raises becomes a warning, since a
-    mistake in it must not end a training run.
+    A name acts on `regressed` alone; `auto` at the end also on a state that is not good enough to go back to, since no
+    later look will see more. A function is asked at every look; what it raises becomes a warning, since a mistake in it
+    must not end a training run.
     """
     if isinstance(policy, str):
-        return Action(policy, verdict.reasons[0]) if verdict.zone is Zone.REGRESSED else None
+        acts = verdict.zone is Zone.REGRESSED or (policy == "auto" and end and not is_kept(verdict))
+        return Action(policy, verdict.reasons[0]) if acts else None
     try:
         kind = policy(verdict)
     except Exception as bad:

@@ -124,7 +124,9 @@ class Snapshot:
                 ) from None
         self._tree, self._objects = tree, packing.objects
 
-    def restore(self, model: Any, optimizer: Any = None, scheduler: Any = None, *, scaler: Any = None) -> None:
+    def restore(
+        self, model: Any, optimizer: Any = None, scheduler: Any = None, *, scaler: Any = None, share: float = 0.0
+    ) -> None:
         """Write the state back in place; gradients become None. What does not fit is refused before anything changes.
 
         Without `scheduler`, learning rates and whatever else a schedule may move (`SCHEDULED`) stay as they are now.
@@ -134,6 +136,8 @@ class Snapshot:
             optimizer: its optimizer. None leaves the optimizer as it is.
             scheduler: the scheduler, if it too shall go back to where it was, with the rates that it gave then.
             scaler: the gradient scaler, as for `take`.
+            share: how much of what was learned since is left, in [0, 1): each weight becomes saved + share · (present −
+                saved). What is no floating-point tensor, and the optimizer's state, are the saved ones.
 
         Raises:
             RunError: there is no snapshot, or it is not of this model and optimizer.
@@ -145,7 +149,8 @@ class Snapshot:
                 if owner is not None:
                     self._check(tree, part)
             for node, target in _targets(tree, model, optimizer):
-                target.copy_(get(node["name"]) if pack.is_tensor(node) else unpack(node, get, self._objects))
+                saved = get(node["name"]) if pack.is_tensor(node) else unpack(node, get, self._objects)
+                target.copy_(_between(saved, target, share) if share else saved)
             if scheduler is not None:
                 scheduler.load_state_dict(unpack(tree["scheduler"], get, self._objects))
             if optimizer is not None:
@@ -276,6 +281,13 @@ def _unpack_optimizer(tree: Tree, optimizer: Any, get: Get, objects: Mapping[str
         for key, value in saved.items():
             if key not in kept:
                 _set(group, key, value)
+
+
+def _between(saved: Any, now: torch.Tensor, share: float) -> Any:
+    if not (isinstance(saved, torch.Tensor) and saved.is_floating_point() and saved.shape == now.shape):
+        return saved
+    wide = torch.promote_types(now.dtype, torch.float32)
+    return torch.lerp(saved.to(now.device, wide), now.to(wide), share)
 
 
 def _near(get: Get, device: torch.device) -> Get:

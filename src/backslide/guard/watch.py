@@ -15,8 +15,9 @@ from typing import Any
 from backslide import openings
 from backslide.diagnosis import compare, diagnose, losses_of
 from backslide.guard import joint, monitor, schedule, words
-from backslide.guard.actions import Actor, Tools
+from backslide.guard.actions import Actor, Tools, Trial
 from backslide.guard.begin import Begun, begin
+from backslide.guard.cured import Cured
 from backslide.guard.journal import Journal
 from backslide.guard.options import Options, Training
 from backslide.guard.pacing import Pacer
@@ -60,6 +61,7 @@ class Watch:
         # What is known of the present weights: the last look's verdict, and the fingerprint that it was of.
         self._last: Verdict | None = None if begun.past.back else (self.looks[-1] if self.looks else None)
         self._kept: Verdict | None = None
+        self._cured = Cured()
         self._looked = self.state.done[-1] if self.state.done else 0
         self._back_at: int | None = None
         self.pacer = Pacer(
@@ -95,7 +97,7 @@ class Watch:
             return
         self._tell(f"step {step}: the run broke: {broke}")
         # More of the old data, or a lower rate, mend no weights that are not finite; a function is asked at looks.
-        if self.options.on_regression in ("stop", "rollback"):
+        if self.options.on_regression in ("stop", "rollback", "auto"):
             self._act(Action(str(self.options.on_regression), broke), step, tools)
 
     def due(self, step: int) -> bool:
@@ -125,6 +127,7 @@ class Watch:
         verdict = None if record is None else self._judged(record, step)
         if record is None or verdict is None:
             return None
+        self._write(self._cured.effect(step, verdict, self._losses))
         self._last = verdict
         self.looks.append(verdict)
         self.state, events, action = monitor.on_look(self.state, step, verdict, self.options.on_regression)
@@ -146,7 +149,7 @@ class Watch:
         then = f" → {action.kind}" if action else ""
         self._tell(f"step {step} ({of}, {items} items, {seconds:.1f} s): {words.brief(verdict)}{then}")
         if action is not None:
-            self._act(action, step, tools)
+            self._act(action, step, tools, self._trial(record, step, tools))
         elif verdict.zone is not Zone.REGRESSED:
             self._keep(tools, step, verdict)
         return verdict
@@ -231,6 +234,7 @@ class Watch:
         header: Header | None = None,
         only: frozenset[str] | None = None,
         replies: bool = False,
+        paced: bool = True,
     ) -> Record | None:
         """Measure, and save what was found; None where it could not be measured, which is said and written down."""
         header = header or self._header(model, part, step)
@@ -260,7 +264,7 @@ class Watch:
         if self.ranks.first:
             # It alone removes journals, and only once the record is on the disk.
             journal.close(done=self._writer.do(path.name, lambda: record.save(path)))
-        if part == "monitor" and not known:
+        if part == "monitor" and paced and not known:
             self.pacer.looked([outcome.id for outcome in record.outcomes], record.header.cost["seconds"])
         return record
 
@@ -330,19 +334,44 @@ class Watch:
         else:
             self._actor.forget()
 
-    def _act(self, action: Action, step: int, tools: Tools) -> None:
-        done = self._actor.do(action, tools, step)
+    def _trial(self, record: Record, step: int, tools: Tools) -> Trial:
+        """Measures the items of a look again, on weights that were drawn back since. It steers and tests nothing, so it
+        has no α of the run; nor does it count for the budget, since only a run that goes wrong pays for it."""
+        only = frozenset(outcome.id for outcome in record.outcomes)
+
+        def trial(share: float) -> Verdict | None:
+            path = self.run.tried(step, share)
+            found = self._measure(uncompiled(tools.model), "monitor", step, path, only=only, paced=False)
+            if found is None:
+                return None
+            level, accepted = Level(fail=self.options.alpha, passing=self.options.alpha), self.options.tolerance
+            verdict = judge(
+                self.baseline, found, tolerance=Tolerance(accuracy=accepted), level=level,
+                leave_out=self.options.leave_out,
+            )  # fmt: skip
+            self._fingerprint = found.header.model_fingerprint
+            self._write([words.of_trial(step, share, verdict)])
+            return verdict
+
+        return trial
+
+    def _act(self, action: Action, step: int, tools: Tools, trial: Trial | None = None) -> None:
+        done = self._actor.do(action, tools, step, trial)
         kinds = self.ranks.gather(done.kind)
         if len(set(kinds)) > 1:
             done = self._actor.apart(action, step, kinds)
         self.acted = done.kind
         self.stop |= done.kind == "stop"
-        if done.kind == "rollback":
-            self._last, self._back_at = self._kept, step
+        if done.mends:
+            if done.verdict is not None:
+                self._keep(tools, step, done.verdict)
+            self._last, self._back_at = done.verdict or self._kept, step
         if done.mends and self.state.broke is not None:
             self.state = dataclasses.replace(self.state, broke=None)
         event = {"event": "action", "step": step, "action": done.kind, "reason": action.reason, "says": done.says}
         self._write([{**event, **done.values, **({"mends": True} if done.mends else {})}])
+        if "cures" in done.values and self.looks:
+            self._cured.by(done.values["cures"], step, self.looks[-1], self._losses)
         if done.kind != "warn":
             self._tell(f"step {step}: {done.says}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from backslide.record import Record
 from backslide.verdict import Verdict, Zone, main_row
 
@@ -43,6 +45,14 @@ def of_plan(looks: tuple[int, ...], steps: int | None, budget: float | None) -> 
         return f"will look ever less often, {cost}; the run's length is not known"
     shown = ", ".join(map(str, looks[:12])) + (", …" if len(looks) > 12 else "")
     return f"will look {len(looks)} times in {steps} steps, {cost}: after {shown}"
+
+
+def of_trial(step: int, share: float, verdict: Verdict) -> dict[str, Any]:
+    """The event of weights that were drawn back and measured."""
+    row = main_row(verdict)
+    numbers = {} if row is None else {"drop": row.drop, "lost": row.lost, "won": row.won}
+    says = f"with {share:.0%} of what was learned since the last good state: {seen(verdict)}; {verdict.zone}"
+    return {"event": "tried", "step": step, "share": share, "zone": verdict.zone, **numbers, "says": says}
 
 
 def counted(number: int, word: str) -> str:
