@@ -181,7 +181,7 @@ class Actor:
         back, before = self._snapshot.step, rates(tools.optimizer)
         share, verdict = self._draw_back(tools, trial)
         at = f"step {back}" if not share else f"{share:.0%} of the way from step {back} to step {step}"
-        values = {"back_to": back, "share": share, "times": self._times}
+        values: dict[str, Any] = {"back_to": back, "share": share, "times": self._times}
         if self._times > MOST["auto"]:
             says = f"went back to {at} and stopped, since {MOST['auto']} cures were of no use: {action.reason}"
             return Done("stop", says, values, mends=True, verdict=verdict)

@@ -37,8 +37,8 @@ class Guard(TrainerCallback):
         budget: share of the training's time that the looks may take; the judgement at the end and the baseline are
             counted apart. Looks take as many items as that pays for. Default, where neither `every` nor `looks` is
             given: 0.05.
-        on_regression: `warn`, `stop`, `rollback`, `lower_lr`, `replay`, `auto`, or a function from a look's `Verdict` to
-            one of these or None; see `backslide.guard.policy.ACTIONS`.
+        on_regression: `warn`, `stop`, `rollback`, `lower_lr`, `replay`, `auto`, or a function from a look's `Verdict`
+            to one of these or None; see `backslide.guard.policy.ACTIONS`.
         tolerance: accepted drop in accuracy of a capability, as a share.
         alpha: probability of a false alarm over the whole run.
         test: how α is kept over the looks. `exact`: shared out to looks and capabilities, valid whatever the outcomes

@@ -16,9 +16,9 @@ ACTIONS = ("warn", "stop", "rollback", "lower_lr", "replay", "auto")
 - `rollback`: back to the last state that had kept its abilities, with a lower learning rate from there on;
 - `lower_lr`: lower the learning rate, and go on from here;
 - `replay`: call the function given as `replay`, such as one that raises the share of original data;
-- `auto`: back to the best point on the line between the last state that had kept its abilities and the present one, with
-  a lower rate; from the second time on with more original data, from the third with a stronger anchor too, where there
-  are such: see `rungs`.
+- `auto`: back along the line to the last state that had kept its abilities, as far as is needed, with a lower rate;
+  from the second time on with more original data, from the third with a stronger anchor too, where there are such: see
+  `rungs`.
 """
 
 MOST = {"rollback": 3, "lower_lr": 3, "auto": 5}

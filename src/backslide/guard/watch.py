@@ -149,7 +149,9 @@ class Watch:
         then = f" → {action.kind}" if action else ""
         self._tell(f"step {step} ({of}, {items} items, {seconds:.1f} s): {words.brief(verdict)}{then}")
         if action is not None:
-            self._act(action, step, tools, self._trial(record, step, tools))
+            # Between weights that are no numbers and others are no numbers.
+            sound = set(record.not_finite) <= set(self.baseline.not_finite)
+            self._act(action, step, tools, self._trial(record, step, tools) if sound else None)
         elif verdict.zone is not Zone.REGRESSED:
             self._keep(tools, step, verdict)
         return verdict
@@ -335,8 +337,11 @@ class Watch:
             self._actor.forget()
 
     def _trial(self, record: Record, step: int, tools: Tools) -> Trial:
-        """Measures the items of a look again, on weights that were drawn back since. It steers and tests nothing, so it
-        has no α of the run; nor does it count for the budget, since only a run that goes wrong pays for it."""
+        """Measures the items of a look again, on weights that were drawn back since.
+
+        It steers and tests nothing, so it has no α of the run; nor does it count for the budget, since only a run that
+        goes wrong pays for it.
+        """
         only = frozenset(outcome.id for outcome in record.outcomes)
 
         def trial(share: float) -> Verdict | None:

@@ -1,0 +1,154 @@
+"""`auto`: what a guard does by itself about a run that forgets, and what it writes down of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from backslide.errors import ConfigError
+from backslide.guard.callback import Guard
+from backslide.guard.intervene import go_back
+from backslide.guard.policy import MOST, SHARES
+from backslide.guard.snapshot import Snapshot
+from backslide.rundir import RunFolder
+from backslide.testing import tiny_model, tiny_tokenizer
+from backslide.verdict import Zone
+from guard_runs import SMALL, STEPS, make, suite
+
+BAD = 0.3
+"""A learning rate that wrecks the model within two steps."""
+
+
+def guard_of(**more: Any) -> Guard:
+    return Guard(suite(), **{"every": 2, "settings": SMALL, "say": lambda _: None, "on_regression": "auto", **more})
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [event for event in RunFolder(folder / "backslide").events() if event["event"] == kind]
+
+
+def flat(model: Any) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1).clone() for p in model.parameters()])
+
+
+class Weights(TrainerCallback):
+    """The weights after each step, once the guard has acted."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.seen.append(flat(model))
+
+
+def test_a_point_on_the_line_to_the_saved_weights() -> None:
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    snapshot = Snapshot()
+    snapshot.take(model, optimizer, step=0)
+    start = flat(model)
+    for parameter in model.parameters():
+        parameter.data += 1.0
+    go_back(snapshot, model, optimizer, share=0.5)
+    assert torch.allclose(flat(model), start + 0.5, atol=1e-6)
+    go_back(snapshot, model, optimizer, share=0.5)
+    assert torch.allclose(flat(model), start + 0.25, atol=1e-6), "each point is reached from the one before"
+    go_back(snapshot, model, optimizer)
+    assert torch.equal(flat(model), start), "and the start exactly"
+
+
+def test_a_run_that_forgets_is_drawn_back_and_trained_on_with_more_and_more_cures(tmp_path: Path) -> None:
+    called: list[str] = []
+
+    def more(name: str) -> Any:
+        def function() -> str:
+            called.append(name)
+            return f"{name} {called.count(name)}"
+
+        return function
+
+    # A factor that mends nothing: every cure is needed.
+    guard = guard_of(every=1, lr_factor=0.9, replay=more("replay"), anchor=more("anchor"))
+    trainer = make(
+        tmp_path, guard, learning_rate=BAD, lr_scheduler_type="constant", save_strategy="no", max_steps=20
+    )  # fmt: skip
+    start = flat(trainer.model)
+    trainer.train()
+    actions = events(tmp_path, "action")
+    assert [action["action"] for action in actions] == ["rollback"] * MOST["auto"] + ["stop"]
+    cures = [set(action["cures"]) - {"rescale", "rollback", "lower_lr"} for action in actions[:-1]]
+    assert cures[0] == set() and cures[1] == {"replay"} and all(c == {"replay", "anchor"} for c in cures[2:])
+    assert called.count("replay") == MOST["auto"] - 1 and called.count("anchor") == MOST["auto"] - 2
+    assert all(a["rate_after"] == pytest.approx(0.9 * a["rate_before"]) for a in actions[:-1])
+    assert trainer.state.global_step < 20
+    # All was lost at any rate like this, so nothing of it is left, and the base is what the run ends with.
+    assert all(action["share"] == 0 for action in actions) and torch.equal(flat(trainer.model), start)
+    assert guard.verdict is not None and guard.verdict.zone is not Zone.REGRESSED
+    tried = events(tmp_path, "tried")
+    assert [t["share"] for t in tried[: len(SHARES)]] == list(SHARES) and tried[0]["zone"] == "regressed"
+    assert (tmp_path / "backslide" / "tried" / "step-000001-0.5.jsonl").is_file()
+    effects = events(tmp_path, "effect")
+    assert len(effects) == MOST["auto"] and effects[0]["of"] == actions[0]["step"]
+    assert effects[0]["drop_before"] > 0.03 and "the drop went from" in effects[0]["says"]
+
+
+def test_a_lower_rate_is_enough_where_it_is(tmp_path: Path) -> None:
+    lost, mended = guard_of(on_regression="warn"), guard_of(lr_factor=1e-3)
+    make(tmp_path / "a", lost, learning_rate=BAD, save_strategy="no", max_steps=12).train()
+    make(tmp_path / "b", mended, learning_rate=BAD, save_strategy="no", max_steps=12).train()
+    assert lost.verdict is not None and lost.verdict.zone is Zone.REGRESSED
+    assert mended.verdict is not None and mended.verdict.zone is not Zone.REGRESSED
+    assert len(events(tmp_path / "b", "action")) == 1 and mended.regressed_at == 2
+
+
+def test_what_keeps_the_abilities_is_not_thrown_away(tmp_path: Path) -> None:
+    """At a rate that loses a little only, half of what was learned keeps the abilities."""
+    found = None
+    for rate in (0.02, 0.03, 0.04, 0.06):
+        folder, seen = tmp_path / f"{rate}", Weights()
+        trainer = make(
+            folder, guard_of(every=1), seen, learning_rate=rate, lr_scheduler_type="constant", save_strategy="no"
+        )  # fmt: skip
+        start = flat(trainer.model)
+        trainer.train()
+        found = next((action for action in events(folder, "action") if action["share"] > 0), None)
+        if found is not None:
+            break
+    assert found is not None and "rescale" in found["cures"]
+    trial = [t for t in events(folder, "tried") if t["step"] == found["step"]][-1]
+    assert trial["share"] == found["share"] and trial["zone"] != "regressed" and trial["drop"] <= 0.03
+    assert not torch.equal(seen.seen[found["step"] - 1], start)
+
+
+def test_a_loss_that_is_no_number_needs_no_trial(tmp_path: Path) -> None:
+    from test_guard_survives import NoNumber
+
+    guard = guard_of(every=1)
+    trainer = make(tmp_path, guard, cls=NoNumber, max_grad_norm=0, logging_nan_inf_filter=False, learning_rate=1e-4)
+    trainer.train()
+    assert trainer.state.global_step == STEPS and not events(tmp_path, "tried")
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_auto_needs_the_optimizer(tmp_path: Path) -> None:
+    guard = guard_of(run_dir=tmp_path / "run")
+    with pytest.raises(ConfigError, match="on_regression is 'auto', for which the optimizer is needed"):
+        guard.before_training(tiny_model(), tiny_tokenizer(), steps=4)
+
+
+def test_a_run_that_had_acted_counts_on_when_resumed(tmp_path: Path) -> None:
+    guard = guard_of(every=1, lr_factor=0.9)
+    make(
+        tmp_path, guard, learning_rate=BAD, lr_scheduler_type="constant", save_steps=2, max_steps=4
+    ).train()  # fmt: skip
+    before = len(events(tmp_path, "action"))
+    again = guard_of(every=1, lr_factor=0.9)
+    make(
+        tmp_path, again, learning_rate=BAD, lr_scheduler_type="constant", save_steps=2, max_steps=8
+    ).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))  # fmt: skip
+    after = events(tmp_path, "action")[before:]
+    assert before >= 3 and after and after[0]["times"] == 3, "two cures stood in the checkpoint's past"

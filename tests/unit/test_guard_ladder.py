@@ -1,0 +1,44 @@
+"""The order in which `auto` brings cures in, and what it acts on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from backslide.guard.cured import Cured
+from backslide.guard.policy import decide, is_kept, rungs
+from backslide.judge import judge
+from backslide.verdict import Verdict, Zone
+from builders import flipped, record
+
+
+def undecided(drop: float) -> Verdict:
+    old, new = flipped(40, lost=round(40 * drop), won=0)
+    found = judge(record(old), record(new))
+    return dataclasses.replace(found, zone=Zone.UNDECIDED)
+
+
+def test_cures_come_in_one_after_the_other() -> None:
+    assert [rungs(times, ("anchor", "replay")) for times in (1, 2, 3, 4)] == [
+        (), ("replay",), ("replay", "anchor"), ("replay", "anchor"),
+    ]  # fmt: skip
+    assert rungs(3, ()) == () and rungs(2, ("anchor",)) == ("anchor",)
+
+
+def test_at_the_end_auto_acts_on_what_is_not_good_enough_too() -> None:
+    small, large = undecided(0.0), undecided(0.1)
+    assert is_kept(small) and not is_kept(large)
+    assert decide("auto", large) is None and decide("auto", small, end=True) is None
+    action = decide("auto", large, end=True)
+    assert action is not None and action.kind == "auto"
+    assert decide("rollback", large, end=True) is None
+
+
+def test_the_effect_of_a_cure_is_what_the_next_look_sees() -> None:
+    cured = Cured()
+    assert cured.effect(4, undecided(0.1), []) == []
+    cured.by(["lower_lr"], 4, undecided(0.1), [{"loss": 2.0}, {"eval_loss": 1.5}, {"loss": 0.1}])
+    (event,) = cured.effect(6, undecided(0.05), [{"eval_loss": 1.25}])
+    assert (event["of"], event["drop_before"], event["drop_after"]) == (4, 0.1, 0.05)
+    assert (event["loss_before"], event["loss_after"]) == (1.5, 1.25)
+    assert "10.0% to 5.0%" in event["says"] and "1.500 to 1.250" in event["says"]
+    assert cured.effect(8, undecided(0.0), []) == []
