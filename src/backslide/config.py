@@ -131,7 +131,7 @@ class GuardSection:
             raise ConfigError(
                 f"guard.budget is {self.budget}, a share of the training's time above 0 and up to 1 is needed (0.05)"
             )
-        _one_of("guard.on_regression", self.on_regression, ("warn", "stop", "rollback", "lower_lr"))
+        _one_of("guard.on_regression", self.on_regression, ("warn", "stop", "rollback", "lower_lr", "auto"))
         if not 0 < self.lr_factor < 1:
             raise ConfigError(f"guard.lr_factor is {self.lr_factor}, a share above 0 and below 1 is needed (0.3)")
         if self.snapshots is not None:
