@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.resources
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from backslide.cure.loops import loops
+from backslide.cure.prompts import prompts_of
 from backslide.errors import ConfigError, DataError, RunError, shown
 from backslide.files import dump, write_lines
 from backslide.models import cache_folder, model_fingerprint, tokenizer_fingerprint
@@ -35,8 +35,7 @@ from backslide.scoring.session import session
 from backslide.scoring.work import Progress
 from backslide.suite.item import OpenItem
 from backslide.suite.leakage import Leak, Passage, counted, find_leaks
-from backslide.suite.make import Made, from_prompts
-from backslide.suite.sources import Row, read_prompts
+from backslide.suite.make import Made
 from backslide.suite.suite import Suite
 
 SCHEMA = "backslide.synthesis/1"
@@ -136,7 +135,7 @@ def synthesise(
     if batch < 1:
         raise ConfigError(f"batch is {batch}, a whole number from 1 is needed")
     out = Path(out)
-    made = _made(prompts)
+    made = prompts_of(prompts)
     notes = made.notes
     # It finds out what the model takes, and how.
     scorer = Scorer(made.suite("prompts"), model, tokenizer, Settings(max_new_tokens=max_new_tokens))
@@ -150,44 +149,24 @@ def synthesise(
         "max_new_tokens": max_new_tokens,
     }
     cached = cache_folder() / "synthesis" / f"{hashlib.sha256(dump(header).encode()).hexdigest()[:32]}.jsonl"
-    known = _read(out, header)
-    if known is None and cache:
+    stored: dict[str, _Said] = {}
+    if cache:
+        # A damaged file there is as none.
         with contextlib.suppress(DataError):
-            known = _read(cached, header)
-    known = known or {}
+            stored = _read(cached, header) or {}
+    known = _read(out, header) or stored
     if not asked.keys() <= known.keys():
         known = _replies(model, tokenizer, scorer, asked, known, _Kept(out, header), progress)
     replies = [known[text] for text in asked]
     lines = [header, *(said.to_dict() for said in replies)]
     # In the prompts' order, however often it was interrupted.
     _written(out, lines)
-    if cache and not cached.exists():
+    if cache and not asked.keys() <= stored.keys():
         with contextlib.suppress(OSError):
             write_lines(cached, lines)
     if long:
         notes += (_left("the prompt and a reply are longer than the model takes", long),)
     return _sorted(replies, out, (*notes, *scorer.runner.notes), suite)
-
-
-def bundled_prompts() -> tuple[dict[str, str], ...]:
-    """The bundled prompts, each with its `kind` and `prompt`."""
-    text = (importlib.resources.files("backslide.cure") / "prompts.jsonl").read_text(encoding="utf-8")
-    return tuple(json.loads(line) for line in text.splitlines())
-
-
-def _made(prompts: str | Path | Sequence[str] | None) -> Made:
-    """An item for each prompt, and what was left out."""
-    if isinstance(prompts, (str, Path)):
-        rows = read_prompts(prompts)
-    else:
-        given = [row["prompt"] for row in bundled_prompts()] if prompts is None else prompts
-        rows = [Row(f"prompt {number}", {"prompt": text}) for number, text in enumerate(given, start=1)]
-    if not rows:
-        raise DataError("no prompt was given that the model could reply to; give some, or leave prompts out")
-    made = from_prompts(rows, "prompts")
-    if not made.items:
-        raise DataError(f"{rows[0].place}: no usable prompt: {'; '.join(made.notes)}")
-    return made
 
 
 def _asked(made: Made, tokenizer: Any, settings: Settings) -> tuple[dict[str, Prompt], list[str]]:
@@ -341,7 +320,8 @@ def _sorted(replies: Sequence[_Said], path: Path, notes: tuple[str, ...], suite:
         if some:
             notes += (_left(what, [said.prompt for said in some]),)
     if not rows:
-        raise DataError(f"{path}: no reply is left to rehearse: {'; '.join(notes)}")
+        mend = "allow longer replies" if unended else "give other prompts"
+        raise DataError(f"{path}: no reply is left to rehearse; {mend}: {'; '.join(notes)}")
     return Synthesis(tuple(said.row for said in rows), path, notes, tuple(said.row for said in unended))
 
 
