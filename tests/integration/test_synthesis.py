@@ -22,7 +22,8 @@ from backslide.testing import tiny_model, tiny_tokenizer
 pytestmark = pytest.mark.usefixtures("single_thread")
 
 PROMPTS = [
-    f"{word}, what about {number} of {word}?" for number, word in enumerate("tea rain owls moss coal ink".split())
+    f"{word}, what about {number} of {word}?"
+    for number, word in enumerate(["tea", "rain", "owls", "moss", "coal", "ink"])
 ]
 PROMPTS += [
     f"Tell me of {word}." for word in ("salt", "the north wind", "glass and of those who blow it", "ice", "wax")
