@@ -191,7 +191,7 @@ def test_a_stop_string_that_is_a_special_token_ends_the_reply(plain: bool, token
     model = speaking([a, b, user])
     prompts = [Prompt("p", (7, 8), ("<|user|>",)), Prompt("q", (7, 8), ("b",)), Prompt("r", (7, 8))]
     said = generate(model, tokenizer, prompts, max_new_tokens=7, plain=plain)
-    assert said == ["ab", "a", "ababa"]
+    assert [(reply.text, reply.ended) for reply in said] == [("ab", True), ("a", True), ("ababa", False)]
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -199,7 +199,7 @@ def test_the_tokenizers_own_end_ends_a_reply_too(plain: bool, tokenizer: Any) ->
     a = tokenizer("a")["input_ids"][0]
     model = speaking([a, tokenizer.eos_token_id])
     model.generation_config.eos_token_id = 3
-    assert generate(model, tokenizer, [Prompt("p", (7, 8))], max_new_tokens=5, plain=plain) == ["a"]
+    assert generate(model, tokenizer, [Prompt("p", (7, 8))], max_new_tokens=5, plain=plain) == [("a", 1, True)]
 
 
 def test_a_reply_longer_than_the_model_is_refused_and_a_cut_prompt_is_said(tokenizer: Any) -> None:

@@ -271,7 +271,7 @@ class Scorer:
                     max_new_tokens=prompts[ids[0]].limit or limit,
                     progress=advance,
                 )
-                said = dict(zip(ids, replies, strict=True))
+                said = dict(zip(ids, (reply.text for reply in replies), strict=True))
                 work.done([outcome(by_id[id], asked.digests[id], [], said) for id in ids])
 
     def _probe(self, model: Any, work: Work) -> None:

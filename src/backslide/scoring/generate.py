@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,6 +38,16 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 
 
+class Reply(NamedTuple):
+    """What a model says after a prompt."""
+
+    text: str
+    tokens: int
+    """Without the one that ends it."""
+    ended: bool
+    """By a token that ends it or a stop string; False: it was cut off at its longest."""
+
+
 def generate(
     model: Any,
     tokenizer: Any,
@@ -48,7 +58,7 @@ def generate(
     batch: int = BATCH,
     memory: Memory | None = None,
     progress: Callable[[int], None] | None = None,
-) -> list[str]:
+) -> list[Reply]:
     """The model's greedy reply to each prompt, in their order, special tokens left out.
 
     A reply ends at an end-of-sequence token of the model (the chat template's end of turn, for a chat model), before
@@ -66,7 +76,7 @@ def generate(
         progress: called with the number of replies done after each batch.
     """
     memory = memory or Memory()
-    replies = [""] * len(prompts)
+    replies = [Reply("", 0, False)] * len(prompts)
     own = plain and _is_plain(model)
     shared: Shared | None = None
     waiting = in_batches(prompts, batch)[::-1]
@@ -88,8 +98,8 @@ def generate(
             shared = None
             waiting.append(group)
             continue
-        for index, row in zip(group, rows, strict=True):
-            replies[index] = _until(_text(tokenizer, row), prompts[index].stop)
+        for index, (row, ended) in zip(group, rows, strict=True):
+            replies[index] = Reply(_until(_text(tokenizer, row), prompts[index].stop), len(row), ended)
         if progress is not None:
             progress(len(group))
     return replies
@@ -109,8 +119,11 @@ def in_batches(prompts: Sequence[Prompt], batch: int) -> list[list[int]]:
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def _greedy(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int, shared: Shared | None
-) -> list[list[int]]:
-    """Tokens of each reply. A row that has ended leaves the batch, which `model.generate` computes to the end."""
+) -> list[tuple[list[int], bool]]:
+    """Tokens of each reply, and whether it ended by itself.
+
+    A row that has ended leaves the batch, which `model.generate` computes to the end.
+    """
     from transformers.cache_utils import DynamicCache
 
     device = next(model.parameters()).device
@@ -126,6 +139,7 @@ def _greedy(
     stops = [_Stops(tokenizer, prompt.stop) for prompt in prompts]
     replies: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
+    ended = [False] * len(prompts)
     extra = {"use_cache": True} if "use_cache" in accepts(model) else {}
     for step in range(max_new_tokens):
         last = torch.arange(1, len(alive) + 1, device=device) * tokens.shape[1] - 1
@@ -137,9 +151,12 @@ def _greedy(
         keep = []
         for row, (index, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
             if token in ends or token in stops[index].tokens:
+                ended[index] = True
                 continue
             replies[index].append(token)
-            if not stops[index].reached(replies[index]):
+            if stops[index].reached(replies[index]):
+                ended[index] = True
+            else:
                 keep.append(row)
         if not keep or step + 1 == max_new_tokens:
             break
@@ -150,10 +167,12 @@ def _greedy(
             cache.batch_select_indices(rows)
             tokens, places, seen = tokens[rows], places[rows], seen[rows]
             alive = [alive[row] for row in keep]
-    return replies
+    return list(zip(replies, ended, strict=True))
 
 
-def _library(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
+def _library(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[tuple[list[int], bool]]:
     device = next(model.parameters()).device
     pad = pad_token(tokenizer)
     ends = _ends(model, tokenizer)
@@ -178,11 +197,13 @@ def _library(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_toke
         stop_strings=None,
     )
     rows: list[list[int]] = output[:, longest:].tolist()
-    stops = [ends | _Stops(tokenizer, prompt.stop).tokens for prompt in prompts]
-    return [
-        row[: next((place for place, token in enumerate(row) if token in stop), len(row))]
-        for row, stop in zip(rows, stops, strict=True)
-    ]
+    found = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        stops = _Stops(tokenizer, prompt.stop)
+        end = next((place for place, token in enumerate(row) if token in ends | stops.tokens), None)
+        reply = row[:end]
+        found.append((reply, end is not None or stops.within(reply)))
+    return found
 
 
 class _Stops:
@@ -198,9 +219,13 @@ class _Stops:
         self.tail = max((len(string.encode()) for string in self.strings), default=0) + 2
 
     def reached(self, reply: Sequence[int]) -> bool:
+        return self.within(reply[-self.tail :])
+
+    def within(self, tokens: Sequence[int]) -> bool:
+        """Whether one of the strings is in the text of these tokens."""
         if not self.strings:
             return False
-        text = _text(self.tokenizer, reply[-self.tail :])
+        text = _text(self.tokenizer, tokens)
         return any(string in text for string in self.strings)
 
 

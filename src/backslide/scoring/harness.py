@@ -142,7 +142,7 @@ class EngineLM(TemplateLM):
             for limit, group in groups.items():
                 said = self.runner.reply(self._model, [prompt for _, prompt in group], max_new_tokens=limit)
                 for (number, _), reply in zip(group, said, strict=True):
-                    replies[number] = reply
+                    replies[number] = reply.text
         return replies
 
     def _score(self, asked: Any) -> list[Any]:

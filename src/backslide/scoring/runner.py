@@ -8,7 +8,7 @@ from typing import Any
 
 from backslide.scoring.execute import Score, execute
 from backslide.scoring.forward import uncompiled
-from backslide.scoring.generate import BATCH, generate, in_batches, pad_token
+from backslide.scoring.generate import BATCH, Reply, generate, in_batches, pad_token
 from backslide.scoring.memory import Memory
 from backslide.scoring.plan import SAVED, Plan, plan
 from backslide.scoring.requests import Prompt, Request
@@ -127,7 +127,7 @@ class Runner:
 
     def reply(
         self, model: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, progress: Advance | None = None
-    ) -> list[str]:
+    ) -> list[Reply]:
         """Greedy replies to `prompts`, in their order."""
         if not prompts:
             return []

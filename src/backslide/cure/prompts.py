@@ -1,0 +1,36 @@
+"""What the base model is asked for its rehearsal data: the bundled prompts, or the user's. No torch."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from backslide.errors import DataError
+from backslide.suite.make import Made, from_prompts
+from backslide.suite.sources import Row, read_prompts
+
+
+def bundled_prompts() -> tuple[dict[str, str], ...]:
+    """The bundled prompts, each with its `kind` and `prompt`; written for this project."""
+    text = (importlib.resources.files("backslide.cure") / "prompts.jsonl").read_text(encoding="utf-8")
+    return tuple(json.loads(line) for line in text.splitlines())
+
+
+def prompts_of(prompts: str | Path | Sequence[str] | None) -> Made:
+    """An item for each prompt of a file or a list, each prompt once; None: the bundled ones.
+
+    Raises `SuiteError` where the file cannot be read, `DataError` where there is no prompt.
+    """
+    if isinstance(prompts, (str, Path)):
+        rows = read_prompts(prompts)
+    else:
+        given = [row["prompt"] for row in bundled_prompts()] if prompts is None else prompts
+        rows = [Row(f"prompt {number}", {"prompt": text}) for number, text in enumerate(given, start=1)]
+    if not rows:
+        raise DataError("no prompt was given that the model could reply to; give some, or leave prompts out")
+    made = from_prompts(rows, "prompts")
+    if not made.items:
+        raise DataError(f"{rows[0].place}: no usable prompt: {'; '.join(made.notes)}")
+    return made
