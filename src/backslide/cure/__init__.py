@@ -1,0 +1,1 @@
+"""Curing a fine-tune that forgets."""
