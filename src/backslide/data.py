@@ -7,7 +7,7 @@ what is in it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,25 @@ class TrainingData:
         if not rows:
             raise _no_text(path, skipped)
         return cls(path, kind, tuple(rows), skipped)
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]], name: str = "rows") -> TrainingData:
+        """Rows that are in memory already; `name` stands for the file in messages.
+
+        Raises `DataError` as `load` does, with the number of the row (from 1).
+        """
+        kept: list[dict[str, Any]] = []
+        kind, skipped = "text", 0
+        for _, found, row, usable in _checked(name, enumerate(rows, start=1)):
+            kind = found
+            if usable:
+                kept.append(row)
+            else:
+                skipped += 1
+        if not kept:
+            why = f"all {skipped} are empty" if skipped else "there are none"
+            raise DataError(f"{name}: no usable text: {why}; give rows such as {{'text': '…'}}")
+        return cls(Path(name), kind, tuple(kept), skipped)
 
     def as_text(self) -> TrainingData:
         """Chat messages as plain text, a line a turn, for a tokenizer without a chat template."""
@@ -119,8 +138,14 @@ def _plain(path: Path) -> Iterator[tuple[int, Passage]]:
 
 def _rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any], bool]]:
     """Line, format and row of each line, and whether it has text; one format, and only its keys."""
+    yield from _checked(path, read_lines(path, DataError))
+
+
+def _checked(
+    name: str | Path, rows: Iterable[tuple[int, Mapping[str, Any]]]
+) -> Iterator[tuple[int, str, dict[str, Any], bool]]:
     kind: str | None = None
-    for number, row in read_lines(path, DataError):
+    for number, row in rows:
         try:
             found = _format(row)
             if kind is not None and found != kind:
@@ -130,7 +155,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any], bool]]:
             kept = {key: row[key] for key in FORMATS[kind]}
             _encodable(kept)
         except DataError as bad:
-            raise DataError(f"{path}:{number}: {bad}") from None
+            raise DataError(f"{name}:{number}: {bad}") from None
         yield number, kind, kept, usable
 
 
@@ -140,6 +165,8 @@ def _no_text(path: Path, skipped: int) -> DataError:
 
 
 def _format(row: Mapping[str, Any]) -> str:
+    if not isinstance(row, Mapping):
+        raise DataError(f"is {type(row).__name__}, an object with keys is needed")
     for name, keys in FORMATS.items():
         if all(key in row for key in keys):
             return name

@@ -29,7 +29,7 @@ def session(model: Any, tokenizer: Any, *, adapters: bool = True) -> Iterator[No
         adapters: False switches PEFT adapters off, which gives the base model without a second copy of it.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_random_state())
+        stack.enter_context(random_state())
         stack.enter_context(_shards(model))
         stack.enter_context(_modes(model))
         stack.enter_context(_attribute(tokenizer, "padding_side", "left"))
@@ -45,7 +45,25 @@ def session(model: Any, tokenizer: Any, *, adapters: bool = True) -> Iterator[No
 
 
 @contextlib.contextmanager
-def _random_state() -> Iterator[None]:
+def as_base(model: Any) -> Iterator[None]:
+    """Compute with the base under the adapters of a model that is being trained: in eval mode, without gradients.
+
+    Unlike in a `session` the mixed precision of the training stays on, so that the two differ by nothing but the
+    adapters. Modes, random state and `requires_grad` are on leaving what they were.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(random_state())
+        stack.enter_context(_modes(model))
+        stack.enter_context(_requires_grad(model))
+        stack.enter_context(base_of(model))
+        stack.enter_context(torch.no_grad())
+        model.eval()
+        yield
+
+
+@contextlib.contextmanager
+def random_state() -> Iterator[None]:
+    """Leave every random number generator as it was, whatever is drawn within."""
     python, numpy = random.getstate(), np.random.get_state()
     # fork_rng covers torch's CPU generator and those of every accelerator that has been used.
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
