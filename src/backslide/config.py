@@ -25,6 +25,9 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 METHODS = ("lora", "full")
+POLICIES = ("warn", "stop", "rollback", "lower_lr", "replay", "auto")
+SELF = "self"
+"""As the data of the cures: the base model's own replies to the bundled prompts."""
 USUAL_RATE = {"lora": 2e-4, "full": 2e-5}
 """Learning rates where the user names none: what TRL's and PEFT's guides use."""
 
@@ -131,7 +134,7 @@ class GuardSection:
             raise ConfigError(
                 f"guard.budget is {self.budget}, a share of the training's time above 0 and up to 1 is needed (0.05)"
             )
-        _one_of("guard.on_regression", self.on_regression, ("warn", "stop", "rollback", "lower_lr", "auto"))
+        _one_of("guard.on_regression", self.on_regression, POLICIES)
         if not 0 < self.lr_factor < 1:
             raise ConfigError(f"guard.lr_factor is {self.lr_factor}, a share above 0 and below 1 is needed (0.3)")
         if self.snapshots is not None:
@@ -141,6 +144,30 @@ class GuardSection:
             raise ConfigError(f"guard.alpha is {self.alpha}, a probability above 0 and up to 0.5 is needed (0.05)")
         if not 0 <= self.tolerance < 1:
             raise ConfigError(f"guard.tolerance is {self.tolerance}, a share from 0 to below 1 is needed (0.03)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CureSection:
+    """`[cure]`: what keeps the model from forgetting while it is trained; see `docs/cures.md`."""
+
+    replay: float = 0.0
+    """Original-domain tokens as a share of all."""
+    anchor: float = 0.0
+    """Weight of the KL to the base."""
+    data: str = SELF
+    """What is replayed and anchored on: a file in a format of `[data]`, or `self`: the base's own replies."""
+    on_regression: str | None = None
+    """As `guard.on_regression`; both may be given where they agree."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.replay <= 0.5:
+            raise ConfigError(f"cure.replay is {self.replay}, a share of the tokens from 0 to 0.5 is needed (0.05)")
+        if not (self.anchor >= 0 and math.isfinite(self.anchor)):
+            raise ConfigError(f"cure.anchor is {self.anchor}, a number from 0 up is needed (0.1)")
+        if not self.data.strip():
+            raise ConfigError(f"cure.data is {self.data!r}, a file or {SELF!r} is needed")
+        if self.on_regression is not None:
+            _one_of("cure.on_regression", self.on_regression, POLICIES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +187,18 @@ class TuneConfig:
     train: TrainSection = field(default_factory=TrainSection)
     lora: LoraSection = field(default_factory=LoraSection)
     guard: GuardSection = field(default_factory=GuardSection)
+    cure: CureSection = field(default_factory=CureSection)
     output: OutputSection = field(default_factory=OutputSection)
+
+    def __post_init__(self) -> None:
+        told, other = self.cure.on_regression, self.guard.on_regression
+        if told is not None and other not in ("warn", told):
+            raise ConfigError(f"cure.on_regression is {told!r} and guard.on_regression is {other!r}; keep one of them")
+
+    @property
+    def on_regression(self) -> str:
+        """What is done about a regression."""
+        return self.cure.on_regression or self.guard.on_regression
 
     @property
     def folder(self) -> Path:

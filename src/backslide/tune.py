@@ -13,6 +13,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from backslide.config import TuneConfig
+from backslide.cure.attached import Cures
 from backslide.data import TrainingData, passages
 from backslide.errors import ConfigError, DataError, InputError, ModelError, RunError, shown
 from backslide.files import read_json, write_json
@@ -83,12 +84,15 @@ def tune(
     if baseline is None and config.guard.baseline is not None:
         baseline = Record.load(config.guard.baseline)
     leaks = _leaks(config, suite, say, progress)
+    cures = Cures(config, suite, say, progress)
     guard = Guard(
         suite,
         every=config.guard.every,
         looks=config.guard.looks,
         budget=config.guard.budget,
-        on_regression=config.guard.on_regression,
+        on_regression=config.on_regression,
+        replay=cures.more_replay,
+        anchor=cures.more_anchor,
         lr_factor=config.guard.lr_factor,
         snapshots=config.guard.snapshots,
         cache=config.guard.cache,
@@ -108,7 +112,7 @@ def tune(
         if part is not None and part.skipped:
             say(f"{part.path}: {part.skipped} empty lines are left out")
     with _folder(config.folder):
-        return _tune(config, data, held_out, guard, say, progress, [_NoteLeaks(guard, leaks), *callbacks])
+        return _tune(config, data, held_out, guard, cures, say, progress, [_NoteLeaks(guard, leaks), *callbacks])
 
 
 def _tune(
@@ -116,6 +120,7 @@ def _tune(
     data: TrainingData,
     held_out: TrainingData | None,
     guard: Guard,
+    cures: Cures,
     say: Say,
     progress: Progress | None,
     callbacks: Sequence[TrainerCallback],
@@ -130,6 +135,7 @@ def _tune(
     bars = [_Bar(progress)] if progress is not None else []
     trainer = _trainer(config, loaded, data, held_out, [*bars, guard, *callbacks])
     _say_cut(trainer, config, say)
+    cures.attach(trainer, loaded)
     if held_out is not None:
         trainer.add_callback(_EvaluateAtLooks(guard))
     try:

@@ -1,0 +1,107 @@
+"""The cures that a configuration asks for, on the trainer of `backslide tune`: replay, the anchor, and their data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from backslide.config import SELF, TuneConfig
+from backslide.cure.anchor import Anchor
+from backslide.cure.replay import Replay
+from backslide.cure.synthesis import synthesise
+from backslide.errors import ConfigError
+from backslide.models import Loaded
+from backslide.scoring.work import Progress
+from backslide.suite.suite import Suite
+
+REPLIES = "replies.jsonl"
+"""The base's own replies, in the run's folder."""
+
+ANCHORED = 512
+"""Tokens of an anchor's row at most: the pull towards the base is learnt from short texts as well."""
+
+
+class Cures:
+    """Replay and anchor of one run, made before the guard and attached once there is a trainer.
+
+    Data of a file are read at once, so that what is wrong with them is said before a model is loaded; the base's own
+    replies are made when the base is there.
+
+    Args:
+        config: of the run.
+        suite: rows that hold an item of it are left out.
+        say: told what the user should know.
+        progress: called while the base replies.
+
+    Raises:
+        InputError: the data of the cures cannot be read.
+    """
+
+    def __init__(
+        self, config: TuneConfig, suite: Suite, say: Callable[[str], None], progress: Progress | None = None
+    ) -> None:
+        self._config, self._suite, self._say, self._progress = config, suite, say, progress
+        cure = config.cure
+        self.replays = cure.replay > 0 or config.on_regression in ("replay", "auto")
+        self.anchors = cure.anchor > 0 or config.on_regression == "auto"
+        self._replay: Replay | None = None
+        self._anchor: Anchor | None = None
+        if cure.data != SELF and (self.replays or self.anchors):
+            self._make(cure.data, cure.data)
+
+    @property
+    def more_replay(self) -> Callable[[], str] | None:
+        """For `Guard(replay=…)`."""
+        return self._more_replay if self.replays else None
+
+    @property
+    def more_anchor(self) -> Callable[[], str] | None:
+        """For `Guard(anchor=…)`."""
+        return self._more_anchor if self.anchors else None
+
+    def attach(self, trainer: Any, loaded: Loaded) -> None:
+        """Add them to the trainer, whose model has not been trained yet.
+
+        Raises:
+            InputError: the data leave nothing to practise, or trainer and cures do not fit.
+        """
+        if not (self.replays or self.anchors):
+            return
+        if self._config.cure.data == SELF:
+            made = synthesise(
+                trainer.model, loaded.tokenizer, out=Path(self._config.folder) / REPLIES, suite=self._suite,
+                progress=self._progress,
+            )  # fmt: skip
+            for note in made.notes:
+                self._say(f"the base's own replies: {note}")
+            if not made.rows and self.replays:
+                raise ConfigError(
+                    f"{made.path}: the base model gave no reply that can be practised; name a file of original-domain "
+                    "data as cure.data"
+                )
+            # What was cut off is no example to learn from, and for the base's opinion of it as good as any.
+            self._make(list(made.rows), [*made.rows, *made.unended])
+        if self._replay is not None:
+            self._replay.attach(trainer)
+        if self._anchor is not None:
+            self._anchor.attach(trainer)
+
+    def _make(self, old: Any, anchored: Any) -> None:
+        cure, train = self._config.cure, self._config.train
+        if self.replays:
+            self._replay = Replay(old, cure.replay, seed=train.seed, suite=self._suite, say=self._say)
+        if self.anchors:
+            self._anchor = Anchor(
+                anchored, cure.anchor, batch_size=min(4, train.batch_size), seed=train.seed,
+                max_length=min(ANCHORED, max(train.max_length, 2)), suite=self._suite, say=self._say,
+                progress=self._progress,
+            )  # fmt: skip
+
+    def _more_replay(self) -> str:
+        assert self._replay is not None  # attached before the first look
+        return self._replay.more()
+
+    def _more_anchor(self) -> str:
+        assert self._anchor is not None
+        return self._anchor.more()

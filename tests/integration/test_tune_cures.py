@@ -1,0 +1,111 @@
+"""`[cure]` in the configuration of `tune`: replay, anchor, auto, and where their data come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backslide.config import TuneConfig
+from backslide.errors import ConfigError, DataError
+from backslide.files import write_lines
+from backslide.suite.item import ChoiceItem
+from backslide.suite.suite import Suite
+from backslide.tune import Tuned, tune
+from guard_runs import SMALL
+from guard_runs import suite as fragile
+
+OLD = [{"text": f"Once upon a time there were {i} mice in a house."} for i in range(20)]
+
+
+def config(tmp_path: Path, base: Path, cure: dict[str, Any], **sections: dict[str, Any]) -> TuneConfig:
+    write_lines(tmp_path / "train.jsonl", [{"text": f"Question {i:02}? Answer {i:02}."} for i in range(12)])
+    write_lines(tmp_path / "old.jsonl", OLD)
+    content: dict[str, dict[str, Any]] = {
+        "model": {"base": str(base), "dtype": "float32"},
+        "data": {"train": str(tmp_path / "train.jsonl")},
+        "train": {"steps": 6, "batch_size": 4, "max_length": 64, "learning_rate": 1e-3},
+        "guard": {"every": 2},
+        "cure": cure,
+        "output": {"dir": str(tmp_path / "run")},
+    }
+    for name, section in sections.items():
+        content[name] = {**content[name], **section}
+    return TuneConfig.from_dict(content)
+
+
+def run(setup: TuneConfig, **more: Any) -> tuple[Tuned, list[str]]:
+    said: list[str] = []
+    return tune(setup, suite=fragile(), settings=SMALL, say=said.append, **more), said
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_replay_and_anchor_by_configuration(tmp_path: Path, tiny_folder: Path, method: str) -> None:
+    cure = {"replay": 0.25, "anchor": 0.5, "data": str(tmp_path / "old.jsonl")}
+    plain, _ = run(config(tmp_path, tiny_folder, {}, train={"method": method}, output={"dir": str(tmp_path / "plain")}))
+    cured, said = run(config(tmp_path, tiny_folder, cure, train={"method": method}))
+    assert cured.steps == plain.steps == 6
+
+    def losses(tuned: Tuned) -> list[float]:
+        return [e["loss"] for e in tuned.run.events() if e["event"] == "loss" and "loss" in e]
+
+    assert losses(cured) != losses(plain), "other rows, another gradient"
+    assert cured.run.config["config"]["cure"] == {**cure, "on_regression": None}
+    assert any("log-probabilities" in line for line in said) == (method == "full")
+
+
+def test_without_cures_nothing_is_changed(tmp_path: Path, tiny_folder: Path) -> None:
+    one, _ = run(config(tmp_path, tiny_folder, {}, output={"dir": str(tmp_path / "a")}))
+    two, _ = run(config(tmp_path, tiny_folder, {"data": str(tmp_path / "old.jsonl")}))
+    weights = [(tuned.model / "adapter_model.safetensors").read_bytes() for tuned in (one, two)]
+    assert weights[0] == weights[1]
+
+
+def test_auto_brings_in_what_it_needs(tmp_path: Path, tiny_folder: Path) -> None:
+    cure = {"data": str(tmp_path / "old.jsonl"), "on_regression": "auto"}
+    train = {"method": "full", "learning_rate": 0.3, "steps": 12, "scheduler": "constant"}
+    tuned, _ = run(config(tmp_path, tiny_folder, cure, train=train, guard={"every": 1}))
+    actions = [e for e in tuned.run.events() if e["event"] == "action"]
+    assert actions and actions[0]["action"] == "rollback" and "replay" not in actions[0]["cures"]
+    raised = [a for a in actions if "replay" in a.get("cures", ())]
+    assert raised and "old data from 0 to 0.01 of the tokens" in raised[0]["says"]
+    assert tuned.verdict.zone != "regressed"
+
+
+def test_rows_that_hold_an_item_are_not_practised(tmp_path: Path, tiny_folder: Path) -> None:
+    asked = "Which of these animals is known to lay the largest eggs of all living birds?"
+    items = [
+        ChoiceItem(id=f"c{i}", capability="p", prompt=f"{asked} ({i})" if i else asked, choices=("ostrich", "dog"), gold=0)
+        for i in range(20)
+    ]  # fmt: skip
+    setup = config(tmp_path, tiny_folder, {"replay": 0.25, "data": str(tmp_path / "old.jsonl")})
+    write_lines(tmp_path / "old.jsonl", [*OLD, {"text": f"Question: {asked} Answer: ostrich"}])
+    said: list[str] = []
+    tune(setup, suite=Suite("birds", tuple(items)), settings=SMALL, say=said.append)
+    assert any("1 of 21 rows" in line and "are left out" in line for line in said)
+
+
+def test_wrong_cures_are_said_before_anything_is_loaded(tmp_path: Path, tiny_folder: Path) -> None:
+    for cure, told in (
+        ({"replay": 0.7}, r"cure.replay is 0\.7, a share of the tokens from 0 to 0\.5 is needed"),
+        ({"anchor": -1.0}, r"cure.anchor is -1\.0, a number from 0 up is needed"),
+        ({"on_regression": "pray"}, "cure.on_regression is 'pray', one of warn, stop, rollback"),
+        ({"data": " "}, "cure.data is ' ', a file or 'self' is needed"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            config(tmp_path, tiny_folder, cure)
+    with pytest.raises(ConfigError, match="cure.on_regression is 'auto' and guard.on_regression is 'stop'; keep one"):
+        config(tmp_path, tiny_folder, {"on_regression": "auto"}, guard={"on_regression": "stop"})
+    with pytest.raises(DataError, match="nowhere.jsonl"):
+        run(config(tmp_path, Path("no such model"), {"replay": 0.1, "data": str(tmp_path / "nowhere.jsonl")}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_events_of_a_cured_run_are_json(tmp_path: Path, tiny_folder: Path) -> None:
+    cure = {"data": str(tmp_path / "old.jsonl"), "on_regression": "auto"}
+    train = {"method": "full", "learning_rate": 0.3, "steps": 4, "scheduler": "constant"}
+    tuned, _ = run(config(tmp_path, tiny_folder, cure, train=train))
+    for line in (tuned.run.path / "events.jsonl").read_text("utf-8").splitlines():
+        assert "says" in json.loads(line) or json.loads(line)["event"] in ("loss", "leaks", "opened", "broke")
