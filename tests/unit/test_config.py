@@ -26,7 +26,7 @@ def written(tmp_path: Path, text: str, name: str = "c.toml") -> Path:
         ("[train]\nlr = 1e-4", r"unknown key 'lr' in \[train\]; known are method, learning_rate, steps, .*, seed$"),
         ("[lora]\nrank = 8", r"unknown key 'rank' in \[lora\]; known are r, alpha, dropout, target_modules"),
         ("[gaurd]", r"unknown section 'gaurd'; did you mean 'guard'\?"),
-        ("[zzz]", "unknown section 'zzz'; known are model, data, train, lora, guard, output"),
+        ("[zzz]", "unknown section 'zzz'; known are model, data, train, lora, guard, cure, output"),
         ('[train]\nlearning_rate = "5e-5"', r"train.learning_rate is '5e-5', a number is needed \(write 5e-5 without"),
         ("[train]\nsteps = 2.5", r"train.steps is 2\.5, a whole number is needed"),
         ("[train]\nsteps = true", "train.steps is True, a whole number is needed"),
