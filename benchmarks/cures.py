@@ -1,0 +1,353 @@
+"""What each cure buys and costs on a real model: one small file a run, and the table of them all.
+
+    python benchmarks/cures.py run [--only PREFIX] [--minutes 60]
+    python benchmarks/cures.py list
+    python benchmarks/cures.py table
+
+SmolLM2-135M in bf16 on the dialogues of `--data` (default: ../shared/data); target = loss on held-out dialogues.
+Retention on ARC-Easy, PIQA and `EACH` items of each capability of the repertoire. Each run leaves
+benchmarks/results/cures/NAME.json; one that is there already is not made again, and `run` goes on where it was
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import gc
+import json
+import math
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from lm_eval_tasks import FILES
+from torch.nn.functional import log_softmax
+from transformers import PrinterCallback
+
+from backslide.cure.anchor import Anchor
+from backslide.cure.replay import Replay
+from backslide.cure.synthesis import synthesise
+from backslide.files import read_json, write_json
+from backslide.guard.callback import Guard
+from backslide.models import BUILTIN, load_model, quiet
+from backslide.record import Record, pair
+from backslide.scoring.engine import Scorer
+from backslide.suite.item import ChoiceItem
+from backslide.suite.suite import Suite
+
+RESULTS = Path(__file__).parent / "results" / "cures"
+BUILD = Path(__file__).parents[1] / "build" / "cures"
+BATCH, LENGTH, EACH, DOCS, HELD_OUT = 4, 128, 44, 200, 32
+FORGETS = {"method": "lora", "rate": 2e-3, "rank": 16}
+"""A setting that clearly forgets: what the cures are tried on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of the table."""
+
+    group: str
+    method: str = "lora"
+    rate: float = 2e-3
+    rank: int = 16
+    steps: int = 30
+    replay: float = 0.0
+    source: str = "self"
+    """Of what is replayed: `self`, the base's own replies, or `own`, texts of the original domain."""
+    anchor: float = 0.0
+    policy: str | None = None
+    """Of a guard with five looks; None: no guard."""
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its file: the group, what differs from `FORGETS` in it, and the seed."""
+        how = {
+            "rate": f"{self.method}-{self.rate:g}",
+            "rank": f"r{self.rank}",
+            "steps": f"{self.steps}",
+            "replay": f"{self.source}-{self.replay:g}",
+            "anchor": f"{self.anchor:g}",
+            "guard": f"{self.method}-{self.rate:g}-{self.policy}",
+        }[self.group]
+        return f"{self.group}-{how}-{self.seed}"
+
+
+def runs() -> list[Run]:
+    """All runs, those that most of the table rests on first."""
+    made = []
+    for seed in (0, 1, 2):
+        made += [Run(group="rate", **FORGETS, seed=seed)]
+        made += [Run(group="replay", replay=share, seed=seed) for share in (0.01, 0.05, 0.25, 0.1)]
+        made += [Run(group="rate", method="full", rate=rate, seed=seed) for rate in (2e-4, 1e-3)]
+        made += [Run(group="anchor", anchor=weight, seed=seed) for weight in (0.1, 1.0)]
+        made += [Run(group="guard", rate=5e-3, policy=policy, seed=seed) for policy in ("auto", "rollback", "warn")]
+        if seed < 2:
+            made += [Run(group="rate", rate=rate, seed=seed) for rate in (1e-4, 5e-4, 5e-3)]
+            made += [Run(group="rate", method="full", rate=rate, seed=seed) for rate in (1e-5, 5e-5)]
+            made += [Run(group="rank", rank=rank, seed=seed) for rank in (4, 64)]
+            made += [Run(group="steps", steps=steps, seed=seed) for steps in (10, 60)]
+            made += [Run(group="replay", source="own", replay=s, seed=seed) for s in (0.01, 0.05, 0.1, 0.25)]
+    return made
+
+
+# The data.
+
+
+def dialogues(data: Path) -> list[dict[str, Any]]:
+    """The dialogues, the held-out ones last, whatever the seed."""
+    lines = (data / "dialogues/taskmaster4.jsonl").read_text("utf-8").splitlines()
+    return [{"messages": json.loads(line)["messages"]} for line in lines]
+
+
+def benchmark(data: Path, name: str) -> Suite:
+    """The first documents of a benchmark as a suite."""
+    lines = (data / "benchmarks" / f"{FILES[name]}.jsonl").read_text("utf-8").splitlines()[:DOCS]
+    rows = [json.loads(line) for line in lines]
+    return Suite(name, tuple(
+        ChoiceItem(id=f"{name}-{place}", capability=name, prompt=f"{row['query']}\nAnswer:",
+                   choices=tuple(row["choices"]), gold=row["gold"])
+        for place, row in enumerate(rows)
+    ))  # fmt: skip
+
+
+def original(data: Path) -> list[dict[str, str]]:
+    """Texts such as the base was made of, none of which is asked: passages of books and of an encyclopedia."""
+    books = [
+        json.loads(line) for line in (data / "benchmarks" / f"{FILES['lambada']}.jsonl").read_text("utf-8").splitlines()
+    ]
+    return [{"text": f"{row['context']} {row['continuation']}"} for row in books]
+
+
+@functools.cache
+def suites(data: Path) -> dict[str, Suite]:
+    """What every model is asked."""
+    named = {name: benchmark(data, name) for name in ("arc_easy", "piqa")}
+    return {"repertoire": Suite.repertoire().sample(EACH), **named}
+
+
+# One run.
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="cures-") as folder:
+        yield Path(folder)
+    gc.collect()
+
+
+def records(data: Path, model: Any, tokenizer: Any) -> dict[str, Record]:
+    """What a model does on all suites."""
+    return {name: Scorer(suite, model, tokenizer).measure(model, part="all") for name, suite in suites(data).items()}
+
+
+def base(data: Path) -> dict[str, Record]:
+    """The same of the base, measured once and kept in build/."""
+    paths = {name: BUILD / f"base-{name}-{suite.hash[:12]}.jsonl" for name, suite in suites(data).items()}
+    if not all(path.is_file() for path in paths.values()):
+        loaded = load_model(BUILTIN, dtype="bfloat16")
+        for name, record in records(data, loaded.model, loaded.tokenizer).items():
+            record.save(paths[name])
+    return {name: Record.load(path) for name, path in paths.items()}
+
+
+def trainer(data: Path, folder: Path, run: Run, guard: Guard | None) -> Any:
+    """The fine-tune of a run, with its cures."""
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    rows = dialogues(data)[:-HELD_OUT]
+    random.Random(run.seed).shuffle(rows)
+    loaded = load_model(BUILTIN, dtype="bfloat16")
+    disable_progress_bar()
+    cuda = torch.cuda.is_available()
+    args = SFTConfig(
+        output_dir=str(folder), learning_rate=run.rate, max_steps=run.steps, per_device_train_batch_size=BATCH,
+        max_length=LENGTH, lr_scheduler_type="constant", seed=run.seed, bf16=False, gradient_checkpointing=False,
+        use_cpu=not cuda, dataloader_pin_memory=cuda, logging_steps=5, save_strategy="no", report_to="none",
+        disable_tqdm=True,
+    )  # fmt: skip
+    lora = LoraConfig(r=run.rank, lora_alpha=2 * run.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with quiet():
+        made = SFTTrainer(
+            loaded.model, args=args, train_dataset=Dataset.from_list(rows), processing_class=loaded.tokenizer,
+            peft_config=lora if run.method == "lora" else None, callbacks=[guard] if guard is not None else [],
+        )  # fmt: skip
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+def cured(data: Path, folder: Path, run: Run) -> tuple[Any, Guard | None]:
+    """The trainer of a run with its replay, anchor and guard."""
+    suite, cures, guard = suites(data)["repertoire"], {}, None
+    auto = run.policy == "auto"
+    if run.policy is not None:
+        guard = Guard(
+            suite, looks=5, quiet=True, on_regression=run.policy,
+            replay=(lambda: cures["replay"].more()) if auto else None,
+            anchor=(lambda: cures["anchor"].more()) if auto else None,
+        )  # fmt: skip
+    made = trainer(data, folder, run, guard)
+    rows: list[Any] = original(data) if run.source == "own" else []
+    anchored = rows
+    if not rows and (run.replay or run.anchor or auto):
+        said = synthesise(made.model, made.processing_class, out=folder / "replies.jsonl", suite=suite)
+        rows, anchored = list(said.rows), [*said.rows, *said.unended]
+    if run.replay or auto:
+        cures["replay"] = Replay(rows, run.replay, seed=run.seed, suite=suite).attach(made)
+    if run.anchor or auto:
+        cures["anchor"] = Anchor(anchored, run.anchor, seed=run.seed, max_length=LENGTH, suite=suite).attach(made)
+    return made, guard
+
+
+@torch.no_grad()
+def held_out(data: Path, model: Any, before: Any, tokenizer: Any) -> dict[str, float]:
+    """Loss of the new task, and KL to the base on it, in nats a token."""
+    loss = kl = tokens = 0.0
+    for row in dialogues(data)[-HELD_OUT:]:
+        ids = tokenizer.apply_chat_template(row["messages"], return_dict=True, return_tensors="pt")["input_ids"]
+        ids = ids[:, :LENGTH].to(model.device)
+        now = log_softmax(model(ids).logits[0, :-1].float(), -1)
+        then = log_softmax(before(ids).logits[0, :-1].float(), -1)
+        loss -= float(now.gather(1, ids[0, 1:, None]).sum())
+        kl += float((then.exp() * (then - now)).sum())
+        tokens += ids.shape[1] - 1
+    return {"loss": loss / tokens, "kl": kl / tokens}
+
+
+def moved(model: Any, before: Any) -> float:
+    """How far the weights went, as a share of their length."""
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    new = dict(model.named_parameters())
+    far = long = 0.0
+    for name, old in before.named_parameters():
+        far += float((new[name].detach().double() - old.detach().double()).square().sum())
+        long += float(old.detach().double().square().sum())
+    return math.sqrt(far / long)
+
+
+def compared(old: Record, new: Record) -> dict[str, Any]:
+    """Accuracy before and after, what was lost and won, and bits per byte of the texts."""
+    pairs = pair(old, new)
+    rated = [(a, b) for a, b in pairs if a.correct is not None]
+    texts = [(a.bits_per_byte, b.bits_per_byte) for a, b in pairs if a.bits_per_byte is not None]
+    found: dict[str, Any] = {
+        "items": len(rated),
+        "before": fmean(bool(a.correct) for a, _ in rated),
+        "after": fmean(bool(b.correct) for _, b in rated),
+        "lost": sum(bool(a.correct) and not b.correct for a, b in rated),
+        "won": sum(not a.correct and bool(b.correct) for a, b in rated),
+    }
+    if texts:
+        found["bits"] = [fmean(a for a, _ in texts), fmean(b for _, b in texts if b is not None)]
+    return found
+
+
+def measure(data: Path, run: Run) -> dict[str, Any]:
+    """Make a run and measure what it left."""
+    begin = time.perf_counter()
+    with scratch() as folder:
+        made, guard = cured(data, folder, run)
+        baseline = base(data)
+        trained = time.perf_counter()
+        made.train()
+        trained = time.perf_counter() - trained
+        model, tokenizer = made.model.eval(), made.processing_class
+        found = {name: compared(baseline[name], new) for name, new in records(data, model, tokenizer).items()}
+        before = load_model(BUILTIN, dtype="bfloat16").model
+        target, start = held_out(data, model, before, tokenizer), held_out(data, before, before, tokenizer)
+        result: dict[str, Any] = {
+            **asdict(run), "retention": found, "target": {"before": start["loss"], "after": target["loss"]},
+            "kl_new": target["kl"], "seconds_training": trained,
+        }  # fmt: skip
+        if guard is not None:
+            assert guard.verdict is not None and guard.run is not None
+            kinds = ("action", "tried", "effect")
+            result["verdict"] = guard.verdict.zone.value
+            result["events"] = [e["says"] for e in guard.run.events() if e["event"] in kinds]
+            result["looks"] = [{"step": look.step, "zone": look.zone.value} for look in guard.looks]
+        result["moved"] = moved(model, before)
+    return {**result, "seconds": time.perf_counter() - begin}
+
+
+# The table.
+
+
+def table() -> None:
+    """Means over seeds of all runs that there are."""
+    found = [read_json(path) for path in sorted(RESULTS.glob("*.json"))]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in found:
+        name = Run(**{key: run[key] for key in Run.__dataclass_fields__}).name
+        groups.setdefault(name.rsplit("-", 1)[0], []).append(run)
+    heads = ("run", "seeds", "target loss", "repertoire", "ARC-Easy", "PIQA", "lost/won", "old bits", "KL new", "moved")
+    print(f"| {' | '.join(heads)} |\n|---|{'--:|' * (len(heads) - 1)}")
+    for name, group in groups.items():
+        kept = [run["retention"] for run in group]
+        cells = [
+            name, str(len(group)), spread([run["target"]["after"] for run in group]),
+            *(spread([100 * one[part]["after"] for one in kept], 1) for part in ("repertoire", "arc_easy", "piqa")),
+            f"{sum(one['repertoire']['lost'] for one in kept)}/{sum(one['repertoire']['won'] for one in kept)}",
+            spread([one["repertoire"]["bits"][1] for one in kept]), spread([run["kl_new"] for run in group]),
+            spread([100 * run["moved"] for run in group], 2),
+        ]  # fmt: skip
+        print(f"| {' | '.join(cells)} |")
+    if found:
+        start = found[0]
+        print(f"\nbase: target loss {start['target']['before']:.3f}, " + ", ".join(
+            f"{name} {100 * one['before']:.1f}%" for name, one in start["retention"].items()
+        ) + f", old bits {start['retention']['repertoire']['bits'][0]:.3f}")  # fmt: skip
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean, and the standard deviation over seeds where there are several."""
+    more = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{more}"
+
+
+def main() -> None:
+    """Read the arguments and do as they say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "list", "table"))
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--only", default="", help="runs whose name begins so")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so many")
+    asked = parser.parse_args()
+    if asked.what == "table":
+        table()
+        return
+    if asked.what == "run" and not (asked.data / "dialogues").is_dir():
+        raise SystemExit(f"{asked.data}: has no dialogues; give the folder with --data")
+    end = time.monotonic() + 60 * asked.minutes
+    for run in runs():
+        path = RESULTS / f"{run.name}.json"
+        if not run.name.startswith(asked.only):
+            continue
+        if asked.what == "list":
+            print(run.name, "done" if path.exists() else "")
+        elif not path.exists() and time.monotonic() < end:
+            found = measure(asked.data, run)
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            write_json(path, found)
+            kept = found["retention"]["repertoire"]
+            print(
+                f"{run.name}: target {found['target']['before']:.3f} → {found['target']['after']:.3f}, repertoire "
+                f"{kept['before']:.1%} → {kept['after']:.1%}, {found['seconds']:.0f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
