@@ -39,8 +39,14 @@ def tokens(texts: list[str]) -> list[dict[str, Any]]:
 
 
 def make(
-    folder: Path, *, replay: Replay | None = None, kind: str = "trainer", data: Any = None, callbacks: Any = (),
-    collator: Any = None, **settings: Any,
+    folder: Path,
+    *,
+    replay: Replay | None = None,
+    kind: str = "trainer",
+    data: Any = None,
+    callbacks: Any = (),
+    collator: Any = None,
+    **settings: Any,
 ) -> Any:
     """A trainer; its `seen` are the batches, as lists, and the number of their items as the loss was divided by."""
     set_seed(1)
