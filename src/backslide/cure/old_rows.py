@@ -199,8 +199,12 @@ def _typed(values: Any, as_in: Any) -> Any:
     if isinstance(as_in, np.ndarray):
         return np.asarray(values, as_in.dtype)
     if hasattr(as_in, "new_tensor"):
-        return as_in.new_tensor(values.tolist() if hasattr(values, "tolist") else values)
-    return values
+        return as_in.new_tensor(_listed(values))
+    return _listed(values)
+
+
+def _listed(values: Any) -> Any:
+    return values.tolist() if hasattr(values, "tolist") else values
 
 
 def _by_sft(old: OldRows, trainer: Any) -> Sequence[Row]:
