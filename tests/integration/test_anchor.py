@@ -75,7 +75,7 @@ def test_weight_0_is_no_anchor_bit_for_bit(tmp_path: Path, method: str) -> None:
     def run(anchored: bool) -> tuple[Any, Any]:
         # In full training the model drops out at random, so that a number drawn too much would be seen.
         model = None if method == "full" else new_model("lora", lora_dropout=0.3)
-        trainer = make(tmp_path, None, model=model, save_strategy="no", gradient_accumulation_steps=2)
+        trainer = make(tmp_path, None, model=model, save_strategy="no", gradient_accumulation_steps=2, max_steps=3)
         if anchored:
             Anchor(ROWS, 0.0, folder=tmp_path / "a", say=quiet).attach(trainer)
         trainer.train()
@@ -110,7 +110,7 @@ class Raises(TrainerCallback):
 def resumable(folder: Path, method: str, **more: Any) -> tuple[Any, Anchor]:
     raises = Raises()
     model = None if method == "full" else new_model("lora", lora_dropout=0.3)
-    trainer = make(folder, None, raises, model=model, gradient_accumulation_steps=2)
+    trainer = make(folder, None, raises, model=model, gradient_accumulation_steps=2, max_steps=5)
     settings: dict[str, Any] = {"batch_size": 3, "top": 16, "folder": folder / "anchor", "say": quiet, **more}
     raises.anchor = Anchor(settings.pop("rows", ROWS), 0.5, **settings).attach(trainer)
     return trainer, raises.anchor
@@ -148,6 +148,7 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path, method: str) -> No
 
 def test_a_model_that_grew_after_the_base_was_kept_is_refused(tmp_path: Path) -> None:
     trainer, _ = resumable(tmp_path, "full")
+    trainer.args.max_steps, trainer.args.save_strategy = 1, "no"
     trainer.train()
     again, _ = resumable(tmp_path, "full")
     again.model.resize_token_embeddings(270)
@@ -192,13 +193,13 @@ def test_a_kl_that_is_no_number_is_left_out_and_said_once(tmp_path: Path) -> Non
     lines: list[str] = []
 
     def run(anchored: bool) -> Any:
-        trainer = make(tmp_path, None, model=new_model("full"), save_strategy="no")
+        trainer = make(tmp_path, None, model=new_model("full"), save_strategy="no", max_steps=3)
         if anchored:
             anchor = Anchor(ROWS, 1.0, folder=tmp_path / "a", say=lines.append).attach(trainer)
             trainer.add_callback(Poison())
         trainer.train()
         if anchored:
-            assert anchor.skipped == 7 and anchor.kl is None
+            assert anchor.skipped == 3 and anchor.kl is None
         return trainer.model.state_dict()
 
     plain, poisoned = run(False), run(True)
