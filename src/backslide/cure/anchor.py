@@ -346,7 +346,8 @@ def _check(trainer: Any) -> None:
         raise ConfigError("the anchor needs a causal language model; this one is an encoder with a decoder")
     for config in (getattr(model, "peft_config", None) or {}).values():
         if getattr(config, "is_prompt_learning", False):
-            raise ConfigError(f"the anchor cannot be used with {config.peft_type}: its tokens shift places; use LoRA")
+            kind = getattr(config.peft_type, "value", config.peft_type)
+            raise ConfigError(f"the anchor cannot be used with {kind}: its tokens shift places; use LoRA")
 
 
 def _moves(model: Any) -> bool:

@@ -87,7 +87,7 @@ class Reader:
 
     def __init__(self, model: Any, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         self.model = uncompiled(model)
-        self._autocast = autocast
+        self.autocast = autocast
         self._after: Callable[[Any], Any] | None = None
         """From the projection's output to the model's logits; None: the model's own logits are read."""
         self._whole = False
@@ -139,7 +139,7 @@ class Reader:
         if self._after is None:
             return states
         # A context of its own for each: autocast keeps weights that were cast without a gradient for later calls.
-        with self._autocast():
+        with self.autocast():
             return self._after(self.head(states))
 
     @torch.no_grad()  # type: ignore[untyped-decorator]

@@ -35,10 +35,12 @@ _ITEM = {"I32": ("<i4", 4), "F32": ("<f4", 4)}
 
 def key_of(reader: Reader, tokenizer: Any, rows: AnchorRows, top: int) -> str:
     """A digest of all that the log-probabilities depend on: every weight, the tokenizer, the rows, and how many."""
+    with reader.autocast():
+        dtype = str(dtype_of(reader.model))
     content = {
         "version": VERSION,
         "weights": weights_digest(reader.model),
-        "dtype": str(dtype_of(reader.model)),
+        "dtype": dtype,
         "device": next(reader.model.parameters()).device.type,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "rows": rows.digest,
