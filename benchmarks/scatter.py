@@ -1,0 +1,117 @@
+"""One small plot as SVG, by hand: groups of points, each a colour in the legend, with arrows from a state before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from statistics import fmean
+
+COLOURS = ("#111111", "#0969da", "#cf222e", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#57606a", "#0f8a8a", "#d4622a")
+LEFT, TOP, WIDE, HIGH, LEGEND = 70, 46, 430, 300, 230
+"""Pixels: the corner of the axes, their size, and the width beside them for the legend."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Points of one kind, drawn as small dots with a large one at their mean."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    before: Sequence[tuple[float, float]] = ()
+    """Where they came from: an arrow leads from the mean of these to the mean of the points."""
+
+
+def scatter(groups: Sequence[Group], *, title: str, x: str, y: str, line: tuple[float, str] | None = None) -> str:
+    """The plot as the text of an SVG file.
+
+    Args:
+        groups: at least one, each with at least one point.
+        title: words over the plot.
+        x: words at the axis to the right.
+        y: words at the axis upwards.
+        line: a height at which a dashed line runs, and its name.
+
+    Raises `ValueError` where there is nothing to draw.
+    """
+    everything = [point for group in groups for point in (*group.points, *group.before)]
+    if not everything or not all(group.points for group in groups):
+        raise ValueError("a plot needs groups, and each of them a point")
+    heights = [point[1] for point in everything] + ([line[0]] if line else [])
+    low_x, high_x, ticks_x = _axis([point[0] for point in everything])
+    low_y, high_y, ticks_y = _axis(heights)
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        right = (point[0] - low_x) / (high_x - low_x)
+        up = (point[1] - low_y) / (high_y - low_y)
+        return LEFT + right * WIDE, TOP + (1 - up) * HIGH
+
+    width, height, bottom = LEFT + WIDE + LEGEND, TOP + HIGH + 54, TOP + HIGH
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<path d="M0 0 8 4 0 8z" fill="#57606a"/></marker></defs>',
+        f'<text x="{LEFT}" y="24" font-size="14">{escape(title)}</text>',
+    ]
+    for tick in ticks_x:
+        spot = at((tick, low_y))[0]
+        parts += [_line(spot, TOP, spot, bottom, "#eaeef2"), _text(spot, bottom + 18, f"{tick:g}", "middle")]
+    for tick in ticks_y:
+        spot = at((low_x, tick))[1]
+        parts += [_line(LEFT, spot, LEFT + WIDE, spot, "#eaeef2"), _text(LEFT - 8, spot + 4, f"{tick:g}", "end")]
+    parts += [
+        f'<rect x="{LEFT}" y="{TOP}" width="{WIDE}" height="{HIGH}" fill="none" stroke="#57606a"/>',
+        _text(LEFT + WIDE / 2, bottom + 42, x, "middle"),
+        f'<text transform="translate(18 {TOP + HIGH / 2}) rotate(-90)" text-anchor="middle">{escape(y)}</text>',
+    ]
+    if line:
+        spot = at((low_x, line[0]))[1]
+        parts += [
+            _line(LEFT, spot, LEFT + WIDE, spot, "#57606a", ' stroke-dasharray="5 4"'),
+            _text(LEFT + WIDE - 6, spot - 6, line[1], "end"),
+        ]
+    for place, group in enumerate(groups):
+        colour = COLOURS[place % len(COLOURS)]
+        own = at(_mean(group.points))
+        if group.before and math.dist(came := at(_mean(group.before)), own) > 12:
+            # It ends at the rim of the dot.
+            short = 1 - 7 / math.dist(came, own)
+            tip = (came[0] + short * (own[0] - came[0]), came[1] + short * (own[1] - came[1]))
+            parts.append(_line(*came, *tip, "#57606a", ' marker-end="url(#tip)"'))
+            parts.append(f'<circle cx="{came[0]:.1f}" cy="{came[1]:.1f}" r="4" fill="white" stroke="{colour}"/>')
+        if len(group.points) > 1:
+            parts += [
+                f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="2.5" fill="{colour}"/>' for cx, cy in map(at, group.points)
+            ]
+        parts.append(f'<circle cx="{own[0]:.1f}" cy="{own[1]:.1f}" r="6" fill="{colour}" fill-opacity="0.75"/>')
+        row = TOP + 12 + 20 * place
+        parts.append(f'<circle cx="{LEFT + WIDE + 22}" cy="{row}" r="6" fill="{colour}" fill-opacity="0.75"/>')
+        parts.append(_text(LEFT + WIDE + 36, row + 4, group.name, "start"))
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return fmean(point[0] for point in points), fmean(point[1] for point in points)
+
+
+def _axis(values: Sequence[float]) -> tuple[float, float, list[float]]:
+    """Bounds with a margin, and round ticks inside of them: about five, at steps of 1, 2 or 5 times a power of ten."""
+    low, high = min(values), max(values)
+    margin = 0.08 * (high - low) or 0.1
+    low, high = low - margin, high + margin
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return low, high, [round(number * step, 10) for number in range(first, last + 1)]
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, more: str = "") -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"{more}/>'
+
+
+def _text(x: float, y: float, words: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
