@@ -1,0 +1,1 @@
+"""Cures: what mends a model that forgets, during training and after it."""
