@@ -127,7 +127,7 @@ def check_model(
     if out is not None and Path(out).is_file():
         raise RecordError(f"{out}: is a file; give a folder for the report")
     loaded = loaded or load_model(model, dtype=str(dtype), say=say)
-    settings = Settings() if isinstance(given, Samples) else _settings(given)
+    settings = Settings() if isinstance(given, Samples) else settings_of(given)
     scorer = Scorer(chosen, loaded.model, loaded.tokenizer, settings)
     old = _answered(given, answers, scorer, loaded) if isinstance(given, Samples) else given
     # What does not fit is refused before minutes are spent on scoring.
@@ -202,7 +202,7 @@ def _tell(record: Record, say: Say | None) -> None:
             say(note)
 
 
-def _settings(baseline: Record) -> Settings:
+def settings_of(baseline: Record) -> Settings:
     """The settings under which a baseline was measured."""
     names = [field.name for field in dataclasses.fields(Settings)]
     conditions: dict[str, Any] = baseline.header.conditions

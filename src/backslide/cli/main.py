@@ -15,6 +15,8 @@ import typer
 
 import backslide
 from backslide.cli.options import (
+    OF_RUN,
+    SUITES,
     TASKS,
     DtypeOption,
     FewshotOption,
@@ -29,6 +31,7 @@ from backslide.cli.options import (
     SystemOption,
     TemplateOption,
 )
+from backslide.cli.repair import show_repaired
 from backslide.cli.screen import Screen
 from backslide.cli.suite import suite_app
 from backslide.errors import BackslideError
@@ -199,6 +202,61 @@ def check(
         screen.show(f"→ {out / 'report.md'}")
     screen.result(verdict.to_dict())
     raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def repair(
+    base: Annotated[
+        str, typer.Argument(help="The base: a model folder, hub id, or smollm2-135m-instruct.", show_default=False)
+    ],
+    tuned: Annotated[
+        str, typer.Argument(help="What was tuned from it: a model or a LoRA adapter.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the repaired model.", show_default=False)],
+    held_out: Annotated[
+        Path | None, typer.Option(help="Data of the task that was trained for.", show_default=f"that {OF_RUN}")
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help=SUITES, show_default=f"that {OF_RUN}, else repertoire")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="The record of the base.", show_default=f"that {OF_RUN}, else it is measured")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Accepted drop in accuracy, as a share.", show_default=f"that {OF_RUN}, else 0.03"),
+    ] = None,
+    drift: Annotated[
+        float | None,
+        typer.Option(help="Accepted drift, in nats a token.", show_default=f"that {OF_RUN}, else 0.1"),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Probability of a false alarm.", show_default=f"that {OF_RUN}, else 0.05"),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="In which models are measured: auto, float32, bfloat16 or float16.", show_default="baseline's"
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of a held-out example.", show_default=f"that {OF_RUN}, else 1024")
+    ] = None,
+    form: FormatOption = Format.text,
+) -> None:
+    """Find the model between BASE and TUNED that keeps the abilities and most of what was learned, without training.
+
+    The exit code is the verdict on the gate half; 1 where no such model is found, and nothing is written then.
+    """
+    from backslide.cure.repair import repair as run_repair
+
+    screen = Screen(as_json=form is Format.json)
+    with screen.working():
+        repaired = run_repair(
+            base, tuned, out, held_out=held_out, suite=suite, baseline=baseline, tolerance=tolerance, drift=drift,
+            alpha=alpha, dtype=dtype, max_length=max_length, say=screen.say, progress=screen.progress,
+        )  # fmt: skip
+    show_repaired(screen, repaired)
+    raise typer.Exit(repaired.exit_code)
 
 
 @app.command()

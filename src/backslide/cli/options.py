@@ -36,6 +36,9 @@ SuiteOption = Annotated[str, typer.Option(help=SUITES)]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 FormatOption = Annotated[Format, typer.Option("--format", help="json: machine-readable, on standard output.")]
 
+OF_RUN = "of the run that tuned it"
+"""Whose values are taken where an option of `repair` is left out."""
+
 TASKS = "lm-eval's tasks"
 IncludePathOption = Annotated[
     Path | None,

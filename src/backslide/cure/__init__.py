@@ -1,1 +1,1 @@
-"""Curing a fine-tune that forgets."""
+"""Cures: what mends a model that forgets, during training and after it."""

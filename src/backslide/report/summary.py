@@ -10,6 +10,7 @@ from backslide import openings
 from backslide.diagnosis import Diagnosis, Knowledge, Losses, compare, diagnose, losses_of
 from backslide.errors import RecordError
 from backslide.record import Record
+from backslide.report import line
 from backslide.rundir import RunFolder
 from backslide.verdict import CapabilityVerdict, Verdict, main_row
 
@@ -170,6 +171,11 @@ class Summary:
         leaks = self.config.get("leaks")
         rows = [leak for leak in leaks if isinstance(leak, dict)] if isinstance(leaks, list) else []
         return tuple(f"{leak.get('item')} ({leak.get('kind')}, {leak.get('place')})" for leak in rows)
+
+    @cached_property
+    def line(self) -> tuple[tuple[str, ...], ...]:
+        """Of a repair the points of the line that were tried, as a table; empty for other runs."""
+        return tuple(line.rows(line.points_of(self.run.events()), self.config.get("chosen")))
 
     @property
     def seconds(self) -> float:

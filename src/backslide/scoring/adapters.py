@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from backslide.errors import ModelError
 
-_KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")
+KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")
 """Ways to initialise LoRA that leave the weights of the base as they are."""
 
 
@@ -33,7 +33,7 @@ def base_of(model: Any) -> Iterator[None]:
         raise ModelError("the adapter is merged into the weights of its base; call unmerge_adapter() before measuring")
     for config in (getattr(model, "peft_config", None) or {}).values():
         how = getattr(config, "init_lora_weights", True)
-        if how not in _KEEPS_BASE:
+        if how not in KEEPS_BASE:
             raise ModelError(
                 f"the adapter was made with init_lora_weights={how!r}, which takes a part of the base's weights: with "
                 "the adapter off it is another model; use init_lora_weights=True"

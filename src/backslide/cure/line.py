@@ -1,0 +1,346 @@
+"""The line between a base and what was tuned from it: θ(α) = θ_base + α (θ_tuned - θ_base), α in [0, 1].
+
+Source: Wortsman et al. (2022), "Robust fine-tuning of zero-shot models" (WiSE-FT), arXiv 2109.01903, equation 1.
+
+Everything is computed tensor by tensor from mapped safetensors files, in fp32, and rounded to the dtype of the tuned
+model's file. At α = 0 and α = 1 nothing is computed: the tensors are those of the base and of the tuned model, bit
+for bit (at 0 rounded where the tuned file has another dtype). A LoRA adapter's own line is its scale: B is multiplied
+by α, so ΔW = scaling · B A is. Whole tensors in an adapter's file (`modules_to_save`, trained biases) lie on the line
+to the base's own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from backslide.cure.weights import ADAPTER, Weights, folder_of
+from backslide.errors import ModelError
+from backslide.files import read_json, write_json
+from backslide.models import BUILTIN, quiet
+from backslide.scoring.adapters import KEEPS_BASE
+
+_BESIDE = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm", ".vocab", ".bpe", ".py")
+"""Endings of what belongs to a model beside its weights: configuration, tokenizer, chat template."""
+_TRAINING = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+
+
+class Line(ABC):
+    """Every point between the base and the tuned model."""
+
+    def __init__(self, base: str, tuned: str, base_folder: Path, folder: Path, ends: tuple[Weights, Weights]) -> None:
+        self.base = base
+        """What the user called the base."""
+        self.tuned = tuned
+        self.base_folder = base_folder
+        self.folder = folder
+        """Of the tuned model."""
+        self._start, self._end = ends
+
+    @abstractmethod
+    def tensor(self, name: str, alpha: float) -> torch.Tensor:
+        """The tensor `name` of the tuned model's files, at α."""
+
+    @abstractmethod
+    def fits(self, model: Any) -> bool:
+        """Whether `put` can reach the weights of `model`, loaded from the point 1.
+
+        False where its parameters are not the tensors of the files (experts that are fused when they are loaded,
+        say): a point is then to be written and loaded.
+        """
+
+    @abstractmethod
+    def put(self, model: Any, alpha: float) -> None:
+        """Give `model`, which fits, the weights at α, in place."""
+
+    def write(self, folder: Path, alpha: float) -> None:
+        """Write the point α as a model folder like the tuned one; in memory is one shard at a time.
+
+        Beside the weights, configuration, tokenizer and chat template are those of the tuned model.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self.folder.iterdir()):
+            if path.is_file() and (path.suffix in _BESIDE or path.name.startswith(("LICENSE", "NOTICE"))):
+                if path.name not in _TRAINING:
+                    shutil.copyfile(path, folder / path.name)
+            elif path.name == "additional_chat_templates" and path.is_dir():
+                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+        for file in self._end.files:
+            if alpha == 1:
+                shutil.copyfile(self.folder / file, folder / file)
+                continue
+            shard = {name: self.tensor(name, alpha).contiguous() for name in self._end.names(file)}
+            save_file(shard, folder / file, metadata=self._end.metadata(file))
+
+    def fingerprints(self) -> tuple[str, str]:
+        """Digests of the base's weights and of the tuned ones, as their files hold them."""
+        return self._start.fingerprint(), self._end.fingerprint()
+
+    @property
+    def exact_start(self) -> bool:
+        """Whether the point 0 has the very parameters of the base: no more rows, no other dtype."""
+        return True
+
+
+class FullLine(Line):
+    """Between two whole models."""
+
+    def __init__(self, base: str, tuned: str, base_folder: Path, folder: Path) -> None:
+        ends = Weights.of_model(base_folder), Weights.of_model(folder)
+        super().__init__(base, tuned, base_folder, folder, ends)
+        self._names = _same(base, tuned, base_folder, folder, *ends)
+
+    def tensor(self, name: str, alpha: float) -> torch.Tensor:
+        """The tensor `name` of the tuned model's files, at α."""
+        return between(self._start.tensor(self._names[name]), self._end.tensor(name), alpha)
+
+    def fits(self, model: Any) -> bool:
+        """Whether the files' tensors are the model's parameters."""
+        places = self._places(model)
+        return places is not None and all(
+            torch.equal(place.cpu(), self._end.tensor(name).to(place.dtype)) or place.isnan().any()
+            for name, place in places.items()
+        )
+
+    def put(self, model: Any, alpha: float) -> None:
+        """Give `model` the weights at α, in place."""
+        places = self._places(model)
+        assert places is not None, "asked of a model that does not fit"
+        with torch.no_grad():
+            for name, place in places.items():
+                place.copy_(self.tensor(name, alpha))
+
+    def _places(self, model: Any) -> dict[str, torch.Tensor] | None:
+        """Where in the model each tensor of the files is; None where that cannot be told for all."""
+        held = model.state_dict()
+        prefix = getattr(model, "base_model_prefix", "")
+        found: dict[str, torch.Tensor] = {}
+        for name in self._end.where:
+            place = next((held[n] for n in _variants(name, prefix) if n in held), None)
+            if place is None or place.shape != self._end.tensor(name).shape:
+                return None
+            found[name] = place
+        reached = {place.data_ptr() for place in found.values()}
+        return found if all(p.data_ptr() in reached for p in model.parameters()) else None
+
+    @property
+    def exact_start(self) -> bool:
+        """Whether the point 0 has the very parameters of the base: no more rows, no other dtype."""
+        pairs = ((self._start.tensor(old), self._end.tensor(name)) for name, old in self._names.items())
+        return all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
+
+
+class AdapterLine(Line):
+    """Between a base and a LoRA adapter on it."""
+
+    def __init__(self, base: str, tuned: str, base_folder: Path, folder: Path) -> None:
+        ends = Weights.of_model(base_folder), Weights(folder, (ADAPTER,))
+        super().__init__(base, tuned, base_folder, folder, ends)
+        self.config: dict[str, Any] = read_json(folder / "adapter_config.json", ModelError)
+        _is_plain_lora(tuned, self.config)
+        aliases = _aliases(base_folder)
+        self._whole: dict[str, str] = {}
+        for name in self._end.where:
+            if _lora_part(name) is None:
+                self._whole[name] = self._of_base(name, aliases)
+
+    def _of_base(self, name: str, aliases: dict[str, str]) -> str:
+        """The base's own tensor for a whole one in the adapter's file."""
+        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+        tied = aliases.get(plain, plain)
+        for wanted in dict.fromkeys((plain, tied)):
+            prefixes = {name.split(".")[0] for name in self._start.where}
+            for variant in (v for prefix in sorted(prefixes) for v in _variants(wanted, prefix)):
+                if variant in self._start.where:
+                    old, new = self._start.tensor(variant).shape, self._end.tensor(name).shape
+                    _fits(self.tuned, name, old, new)
+                    return variant
+        raise ModelError(
+            f"{self.tuned}: has {name}, which is neither a part of LoRA nor a tensor of {self.base}; merge it into its "
+            "base (merge_and_unload, save_pretrained), and repair the merged folder"
+        )
+
+    def tensor(self, name: str, alpha: float) -> torch.Tensor:
+        """The tensor `name` of the adapter's file, at α."""
+        end, part = self._end.tensor(name), _lora_part(name)
+        if part == "A":
+            return end
+        return between(torch.zeros_like(end) if part == "B" else self._start.tensor(self._whole[name]), end, alpha)
+
+    def fits(self, model: Any) -> bool:
+        """Whether the adapter's tensors are found in the model."""
+        from peft import get_peft_model_state_dict
+
+        with quiet():
+            return set(get_peft_model_state_dict(model, save_embedding_layers=False)) >= {
+                name for name in self._end.where if _lora_part(name) is not None
+            }
+
+    def put(self, model: Any, alpha: float) -> None:
+        """Give `model` the adapter's weights at α, in place."""
+        from peft import set_peft_model_state_dict
+
+        with quiet(), torch.no_grad():
+            set_peft_model_state_dict(model, {name: self.tensor(name, alpha) for name in self._end.where})
+
+    def write(self, folder: Path, alpha: float) -> None:
+        """Write the point α as an adapter folder like the tuned one, on the base that the user named."""
+        super().write(folder, alpha)
+        named = str(self.config.get("base_model_name_or_path"))
+        if not _same_place(named, self.base_folder, self.base):
+            # By its name the built-in model is found again on another machine, a folder from another current one.
+            lasting = self.base if self.base == BUILTIN or not Path(self.base).expanduser().is_dir() else None
+            write_json(
+                folder / "adapter_config.json",
+                {**self.config, "base_model_name_or_path": lasting or str(self.base_folder.resolve())},
+            )
+
+
+def open_line(base: str, tuned: str, say: Callable[[str], None] | None = None) -> Line:
+    """The line between two models.
+
+    Args:
+        base: a model folder, hub id or `smollm2-135m-instruct`.
+        tuned: what was trained from it: a whole model, or a LoRA adapter on it.
+        say: told what takes long.
+
+    Raises:
+        ModelError: one of them is missing, cannot be read, or they have no line: other architecture, names or shapes,
+            quantised weights, an adapter that is not plain LoRA.
+    """
+    base_folder, folder = folder_of(base, say), folder_of(tuned, say)
+    if (base_folder / "adapter_config.json").is_file():
+        raise ModelError(f"{base}: is an adapter; the base is to be a whole model")
+    for name, place in ((base, base_folder), (tuned, folder)):
+        if (place / "config.json").is_file() and "quantization_config" in read_json(place / "config.json", ModelError):
+            raise ModelError(f"{name}: its weights are quantised, and have no line; give it in bf16, fp16 or fp32")
+    kind = AdapterLine if (folder / "adapter_config.json").is_file() else FullLine
+    return kind(base, tuned, base_folder, folder)
+
+
+def between(start: torch.Tensor, end: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Linear: start + α (end - start), in fp32 (fp64 where one of them is), in the dtype of `end`.
+
+    Where `end` has more rows, as after tokens were added, the further ones are its own at every α. What is no floating
+    point number is that of `end`. At 0 and 1 nothing is computed.
+    """
+    if alpha == 1 or not end.is_floating_point():
+        return end
+    rows = len(start) if start.ndim and start.shape != end.shape else None
+    if rows is not None:
+        return torch.cat([between(start, end[:rows], alpha), end[rows:]])
+    if alpha == 0:
+        return start.to(end.dtype)
+    wide = torch.float64 if torch.float64 in (start.dtype, end.dtype) else torch.float32
+    first = start.to(wide)
+    return (first + alpha * (end.to(wide) - first)).to(end.dtype)
+
+
+def _same(base: str, tuned: str, base_folder: Path, folder: Path, start: Weights, end: Weights) -> dict[str, str]:
+    """For each tensor of the tuned model the name of the base's; `ModelError` where they are no two of a kind."""
+    configs = [read_json(place / "config.json", ModelError) for place in (base_folder, folder)]
+    kinds = [str(config.get("model_type")) for config in configs]
+    if kinds[0] != kinds[1]:
+        raise ModelError(f"{tuned}: is of the architecture {kinds[1]}, and {base} of {kinds[0]}: they have no line")
+    aliases, found = _aliases(base_folder), {}
+    tied = _aliases(folder)
+    prefixes = sorted({name.split(".")[0] for name in (*start.where, *end.where)})
+
+    def partner(name: str, weights: Weights, other: dict[str, str]) -> str | None:
+        wanted = [name, other[name]] if name in other else [name]
+        return next(
+            (v for w in wanted for prefix in prefixes for v in _variants(w, prefix) if v in weights.where), None
+        )
+
+    for name in end.where:
+        old = partner(name, start, aliases)
+        if old is None:
+            raise ModelError(f"{tuned}: has {name}, which {base} has not: they have no line; is that its base?")
+        _fits(tuned, name, start.tensor(old).shape, end.tensor(name).shape)
+        found[name] = old
+    lost = [
+        name
+        for name in start.where.keys() - set(found.values())
+        if name not in aliases and partner(name, end, tied) is None
+    ]
+    if lost:
+        raise ModelError(f"{tuned}: has no {min(lost)}, which {base} has: they have no line; is that its base?")
+    if untied := [name for name in tied if name in start.where and name not in aliases and name not in end.where]:
+        raise ModelError(f"{tuned}: its {untied[0]} is tied to {tied[untied[0]]}, and that of {base} is not: no line")
+    return found
+
+
+def _fits(tuned: str, name: str, old: torch.Size, new: torch.Size) -> None:
+    # A larger vocabulary adds rows; so does nothing else that keeps its name.
+    more = len(old) == len(new) > 0 and old[1:] == new[1:] and new[0] > old[0] and _is_vocabulary(name)
+    if old != new and not more:
+        raise ModelError(f"{tuned}: {name} is {list(new)}, and the base's {list(old)}: they have no line")
+
+
+def _is_vocabulary(name: str) -> bool:
+    return any(part in ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "tok_embeddings", "output",
+                        "word_embeddings", "embeddings") for part in name.split("."))  # fmt: skip
+
+
+def _aliases(folder: Path) -> dict[str, str]:
+    """Tensors that are another one's under a second name, as in tied embeddings, by the model's own account."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with quiet(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError, KeyError, ImportError) as bad:
+        reason = " ".join(str(bad).split()) or type(bad).__name__
+        raise ModelError(f"{folder}: is no causal language model that transformers knows: {reason[:200]}") from None
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def _variants(name: str, prefix: str) -> Iterator[str]:
+    """A tensor's name, and that which it has where a model was saved with, or without, its head."""
+    yield name
+    if prefix:
+        yield f"{prefix}.{name}"
+        if name.startswith(f"{prefix}."):
+            yield name.removeprefix(f"{prefix}.")
+
+
+def _lora_part(name: str) -> str | None:
+    parts = name.split(".")
+    if "lora_A" in parts or "lora_embedding_A" in parts:
+        return "A"
+    return "B" if "lora_B" in parts or "lora_embedding_B" in parts else None
+
+
+def _is_plain_lora(tuned: str, config: dict[str, Any]) -> None:
+    kind = str(config.get("peft_type"))
+    why = None
+    if kind != "LORA":
+        why = f"is an adapter of type {kind}, which has no scale"
+    elif config.get("use_dora"):
+        why = "is a DoRA adapter, which changes the weights' length too"
+    elif config.get("init_lora_weights", True) not in KEEPS_BASE:
+        why = (
+            f"was made with init_lora_weights={config['init_lora_weights']!r}, which takes a part of the base's weights"
+        )
+    else:
+        odd = ("layer_replication", "trainable_token_indices", "kasa_config", "monteclora_config", "use_qalora",
+               "alora_invocation_tokens", "arrow_config", "megatron_config")  # fmt: skip
+        if used := [name for name in odd if config.get(name)]:
+            why = f"uses {used[0]}"
+    if why:
+        raise ModelError(
+            f"{tuned}: {why}; merge it into its base (merge_and_unload, save_pretrained), and repair the merged folder"
+        )
+
+
+def _same_place(named: str, folder: Path, base: str) -> bool:
+    if named == base:
+        return not Path(named).expanduser().is_dir() or Path(named).is_absolute()
+    path = Path(named).expanduser()
+    return path.is_dir() and path.is_absolute() and path.resolve() == folder.resolve()

@@ -1,0 +1,104 @@
+"""The folder of a repair: the model in the folder itself, the repair's records in `backslide/` inside it.
+
+::
+
+    DIR/                         loads with from_pretrained; nothing but backslide/ until it is certified
+      config.json, model.safetensors, tokenizer.json, …   or adapter_config.json, adapter_model.safetensors
+      README.md                  the model card
+      backslide/
+        run.json                 what is repaired, and by what numbers
+        baseline.jsonl           the record of the base
+        line/at-0.31250.jsonl    a record of the monitor half for each point that was looked at
+        final.jsonl              the gate half of what was written
+        tuned.jsonl              the gate half of the tuned model
+        events.jsonl verdict.json report.md
+
+While it is worked on, weights are in `.DIR.repair` beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from backslide.errors import ConfigError, RecordError
+from backslide.record import Record
+from backslide.rundir import RunFolder
+
+RECORDS = "backslide"
+_LAST = ("config.json", "adapter_config.json")
+
+
+class Place:
+    """Where a repair goes.
+
+    Raises `ConfigError` where something else is there already, which is left as it is.
+    """
+
+    def __init__(self, out: str | Path, identity: dict[str, Any]) -> None:
+        self.out = Path(out).expanduser()
+        self.run = RunFolder(self.out / RECORDS)
+        full = self.out.resolve()
+        self.work = full.parent / f".{full.name}.repair"
+        if self.out.exists() and not self.out.is_dir():
+            raise ConfigError(f"{self.out}: is a file; give a folder for the repaired model, with --out")
+        if self.run.exists():
+            if (old := self.run.config.get("repair")) != identity:
+                raise ConfigError(
+                    f"{self.out}: holds a repair of other inputs ({_differ(old, identity)}); give another folder"
+                )
+        elif self.out.is_dir() and any(self.out.iterdir()):
+            raise ConfigError(f"{self.out}: is not empty, and no repair; give another folder with --out")
+
+    @property
+    def outcome(self) -> str | None:
+        """`repaired` or `nothing`; None while it has not ended."""
+        return self.run.config.get("outcome") if self.run.exists() else None
+
+    @property
+    def tuned(self) -> Path:
+        """The record of the tuned model on the gate half."""
+        return self.run.path / "tuned.jsonl"
+
+    def look(self, at: float) -> Path:
+        """The record of the monitor half at a point of the line."""
+        return self.run.path / "line" / f"at-{at:.5f}.jsonl"
+
+    def looks(self) -> list[Record]:
+        """Those that are there; what cannot be read is measured again."""
+        found = []
+        for path in sorted((self.run.path / "line").glob("at-*.jsonl")):
+            try:
+                found.append(Record.load(path))
+            except RecordError:
+                continue
+        return found
+
+    def fresh(self, name: str) -> Path:
+        """An empty folder for weights, beside the repair's."""
+        folder = self.work / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def ship(self, folder: Path) -> None:
+        """Move a model into place. Until the last file has come, its configuration, it does not load."""
+        for path in sorted(folder.iterdir(), key=lambda path: (path.name in _LAST, path.name)):
+            target = self.out / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(path, target)
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove what was worked with."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _differ(old: Any, new: dict[str, Any]) -> str:
+    if not isinstance(old, dict):
+        return "of what is not known"
+    other = [key for key in sorted(new) if old.get(key) != new[key]]
+    return "another " + ", ".join(other)

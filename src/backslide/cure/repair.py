@@ -1,0 +1,445 @@
+"""After training, and without any: the nearest thing to the tuned model that keeps the abilities of its base.
+
+    line ── search: monitor half, held-out loss ──► a point ── written, loaded again ── gate half, once ──► shipped
+                                                                                                       └──► or not
+
+The monitor half and the held-out loss choose the point; the gate half, which had no part in that, certifies what is
+on disk. Nothing is shipped that it proves regressed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backslide import openings
+from backslide.cure.card import card
+from backslide.cure.inputs import Inputs, gather
+from backslide.cure.line import AdapterLine, Line, open_line
+from backslide.cure.place import Place
+from backslide.cure.search import GRID, Found, Keeping, search
+from backslide.cure.target import TargetLoss
+from backslide.errors import MismatchError, RunError
+from backslide.files import read_text, write_text
+from backslide.gate import settings_of
+from backslide.judge import judge
+from backslide.models import BUILTIN, BUILTIN_HUB, Loaded, load_model, model_fingerprint
+from backslide.record import Record, pair
+from backslide.report.line import Balance, Point, balance_of, describe, point_of, points_of
+from backslide.report.markdown import write_report
+from backslide.scoring.engine import Scorer, Settings, versions
+from backslide.scoring.work import Progress
+from backslide.suite.item import OpenItem
+from backslide.suite.suite import Suite
+from backslide.verdict import Verdict, Zone, broken
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What a repair came to."""
+
+    out: Path
+    """Its folder; a model where one was shipped."""
+    at: float | None
+    """The place on the line of what was shipped; None: nothing was."""
+    verdict: Verdict
+    """On the gate half; where no point may be taken, `regressed` with that reason."""
+    points: tuple[Point, ...]
+    """What was tried."""
+    balance: Balance
+
+    @property
+    def exit_code(self) -> int:
+        """0 retained, 1 regressed or nothing shipped, 3 undecided."""
+        return self.verdict.exit_code
+
+
+def repair(
+    base: str,
+    tuned: str,
+    out: str | Path,
+    *,
+    held_out: str | Path | None = None,
+    suite: Suite | str | None = None,
+    baseline: Record | str | Path | None = None,
+    dtype: str | None = None,
+    max_length: int | None = None,
+    tolerance: float | None = None,
+    drift: float | None = None,
+    alpha: float | None = None,
+    settings: Settings | None = None,
+    say: Say | None = None,
+    progress: Progress | None = None,
+) -> Repaired:
+    """Find the point between `base` and `tuned` that keeps the abilities and the most of what was learned.
+
+    Where `tuned` is the `model` folder of a run of `backslide tune`, what is not given is taken from that run. A
+    repair that was interrupted goes on in its folder; one that has ended is only read.
+
+    Args:
+        base: a model folder, hub id or `smollm2-135m-instruct`.
+        tuned: what was trained from it, a whole model or a LoRA adapter.
+        out: the folder of the repaired model.
+        held_out: data of the task that was trained for, in a format of `backslide.data`; None: that of the run, else
+            the target's loss is not known.
+        suite: what is asked; None: that of the run or the baseline, else the repertoire.
+        baseline: the record of the base on both halves; None: that of the run, else the base is measured first.
+        dtype: in which models are measured, see `load_model`; None: that of the baseline. What is written has the
+            dtype of `tuned`.
+        max_length: tokens of a held-out example; None: that of the run, else 1024.
+        tolerance: accepted drop in accuracy, as a share; None: that of the run, else 0.03.
+        drift: accepted drift, in nats a token; None: that of the run, else 0.1.
+        alpha: probability of a false `regressed`, and of a false `retained` of each capability; None: that of the
+            run, else 0.05.
+        settings: how the suite is asked, where there is no baseline.
+        say: told what the user should know.
+        progress: called while something is measured.
+
+    Raises:
+        InputError: something that was given is wrong, or `out` holds something else.
+        RunError: what was written is not what was chosen.
+    """
+    say = say or logging.getLogger("backslide").info
+    inputs = gather(
+        tuned, suite=suite, baseline=baseline, held_out=held_out, dtype=dtype, max_length=max_length,
+        tolerance=tolerance, drift=drift, alpha=alpha, say=say,
+    )  # fmt: skip
+    line = open_line(base, tuned, say)
+    identity = _identity(line, inputs)
+    place = Place(out, identity)
+    if place.outcome is not None:
+        say(f"{place.out}: this repair has ended already; what came of it is shown again")
+    else:
+        _Repair(line, inputs, place, settings, say, progress).run(identity)
+    return _read(place)
+
+
+def _identity(line: Line, inputs: Inputs) -> dict[str, Any]:
+    """What must be the same for a repair to go on, or to be the one that was asked for."""
+    start, end = line.fingerprints()
+    rows = json.dumps(inputs.held_out.rows) if inputs.held_out is not None else None
+    return {
+        "base": start,
+        "tuned": end,
+        "suite": inputs.suite.hash,
+        "held_out": hashlib.sha256(rows.encode()).hexdigest() if rows is not None else None,
+        "max_length": inputs.max_length,
+        "dtype": inputs.dtype,
+        "tolerance": inputs.tolerance.accuracy,
+        "drift": inputs.tolerance.drift,
+        "alpha": inputs.level.fail,
+        "left_out": sorted(inputs.left_out),
+    }
+
+
+class _Models:
+    """The model in memory, at one point of the line after another; never a second one."""
+
+    def __init__(self, line: Line, place: Place, dtype: str, say: Say) -> None:
+        self._line, self._place, self._dtype, self._say = line, place, dtype, say
+        self._loaded: Loaded | None = None
+        self._in_place: bool | None = None
+
+    def at(self, at: float) -> Loaded:
+        """The model at a point."""
+        if self._loaded is None or not self._in_place:
+            first = self._in_place is None
+            self._load(1.0 if first else at)
+            assert self._loaded is not None
+            if first:
+                self._in_place = self._line.fits(self._loaded.model)
+                if not self._in_place:
+                    self._say(
+                        "its parameters are laid out otherwise than in its files: each point is written and loaded"
+                    )
+                    self._load(at)
+        if self._in_place:
+            self._line.put(self._loaded.model, at)
+        return self._loaded
+
+    def _load(self, at: float) -> None:
+        self.drop()
+        source = self._line.folder
+        if at != 1 or isinstance(self._line, AdapterLine):
+            # An adapter's own folder may name a base that is elsewhere.
+            source = self._place.fresh("point")
+            self._line.write(source, at)
+        self._loaded = load_model(source, dtype=self._dtype, say=self._say)
+
+    def drop(self) -> None:
+        """Let the model go."""
+        self._loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class _Repair:
+    """One repair that is under way."""
+
+    def __init__(
+        self, line: Line, inputs: Inputs, place: Place, settings: Settings | None, say: Say, progress: Progress | None
+    ) -> None:
+        self.line, self.inputs, self.place, self.say, self.progress = line, inputs, place, say, progress
+        self.models = _Models(line, place, inputs.dtype, say)
+        self._settings = settings
+        self._scorer: Scorer | None = None
+        self._target: TargetLoss | None = None
+
+    def run(self, identity: dict[str, Any]) -> None:
+        """From the inputs to an outcome."""
+        run = self.place.run
+        if not run.exists():
+            run.begin(self._config(identity))
+            run.append([{"event": "begin", "says": f"repairing {self.line.tuned} towards {self.line.base}"}])
+        else:
+            run.append([{"event": "resumed", "says": "goes on where it was interrupted"}])
+        baseline = self._baseline()
+        verdict = run.verdict()
+        if verdict is None:
+            at = run.config.get("chosen")
+            if at is None:
+                found = self._search(baseline)
+                if found.chosen is None:
+                    self._end(broken(f"{found.reason}; nothing was shipped"))
+                    return
+                at = found.chosen / GRID
+                run.update(chosen=at)
+                run.append([{"event": "chosen", "at": at, "says": f"chose {at:.5g} of the line: {found.reason}"}])
+                self.say(f"chose {at:.5g} of the line: {found.reason}")
+            verdict = self._certify(baseline, at)
+        if verdict.zone is Zone.REGRESSED:
+            self._end(verdict)
+            return
+        self._ship(baseline, run.config["chosen"], verdict)
+
+    def _config(self, identity: dict[str, Any]) -> dict[str, Any]:
+        inputs = self.inputs
+        return {
+            "model": f"{self.line.tuned}, repaired",
+            "base": self.line.base,
+            "tuned": self.line.tuned,
+            "suite": inputs.suite.name,
+            "suite_hash": inputs.suite.hash,
+            "alpha": inputs.level.fail,
+            "tolerance": inputs.tolerance.accuracy,
+            "tolerance_drift": inputs.tolerance.drift,
+            "left_out": sorted(inputs.left_out),
+            "questions": {item.id: item.prompt for item in inputs.suite.items if isinstance(item, OpenItem)},
+            "versions": versions(),
+            "repair": identity,
+        }
+
+    def _baseline(self) -> Record:
+        """The record of the base, in the repair's folder; measured where none was given."""
+        path = self.place.run.baseline
+        if self.inputs.baseline is not None:
+            self.inputs.baseline.save(path)
+            return self.inputs.baseline
+        if path.is_file():
+            return Record.load(path)
+        loaded = load_model(self.line.base, dtype=self.inputs.dtype, say=self.say)
+        scorer = Scorer(self.inputs.suite, loaded.model, loaded.tokenizer, self._settings)
+        record = scorer.baseline(loaded.model, probe=True, name=self.line.base, progress=self.progress)
+        record.save(path)
+        says = f"measured the base on {len(record.outcomes)} items"
+        self.place.run.append([{"event": "baseline", **record.header.cost, "says": says}])
+        return record
+
+    def _ask(self, loaded: Loaded, baseline: Record) -> Scorer:
+        """The suite made ready for the tuned model's tokenizer, under the baseline's conditions."""
+        scorer = Scorer(self.inputs.suite, loaded.model, loaded.tokenizer, settings_of(baseline))
+        # What does not fit is refused before minutes are spent on scoring.
+        pair(baseline, scorer.unanswered(loaded.model, part="all"))
+        return scorer
+
+    def _search(self, baseline: Record) -> Found:
+        loaded = self.models.at(1.0)
+        self._scorer = self._ask(loaded, baseline)
+        self._is_of_base(baseline)
+        unchanged = self._judge(baseline, _half(baseline, self.inputs.suite))
+        keeping = Keeping.of(unchanged, self.inputs.tolerance, self.inputs.level)
+        if keeping.note:
+            self.say(keeping.note)
+            self.place.run.append([{"event": "note", "says": keeping.note}])
+        if self.inputs.held_out is not None:
+            self._target = TargetLoss(self.inputs.held_out, loaded.tokenizer, self.inputs.max_length)
+            self._loss(0)
+        measure = self._loss if self._target is not None else None
+        found = search(lambda step: self._look(step, baseline, keeping), measure)
+        self.models.drop()
+        return found
+
+    def _is_of_base(self, baseline: Record) -> None:
+        """Raise `MismatchError` where the baseline is of other weights than the base's."""
+        if not self.line.exact_start:
+            return
+        model = self.models.at(0.0).model
+        if model_fingerprint(model, adapters=False) != baseline.header.model_fingerprint:
+            raise MismatchError(
+                f"the baseline is of {baseline.header.model}, whose weights are not those of {self.line.base}; name "
+                "the model that the tuned one was trained from, or leave --baseline out"
+            )
+
+    def _loss(self, step: int) -> float:
+        at = step / GRID
+        model = self.models.at(at).model
+        fingerprint = model_fingerprint(model)
+        for event in self.place.run.events():
+            same = event.get("event") == "point" and event.get("model") == fingerprint and event.get("at") == at
+            if same and event.get("target") == self._digest:
+                return math.inf if event["loss"] is None else float(event["loss"])
+        assert self._target is not None
+        value = self._target.measure(model, self.progress)
+        self._note(Point(at=at, loss=value if math.isfinite(value) else None), fingerprint)
+        return value
+
+    @property
+    def _digest(self) -> str | None:
+        return self._target.digest() if self._target is not None else None
+
+    def _look(self, step: int, baseline: Record, keeping: Keeping) -> bool:
+        at = step / GRID
+        loss = self._loss(step) if self._target is not None else math.inf
+        model, scorer = self.models.at(at).model, self._scorer
+        assert scorer is not None
+        header = scorer.header(model, part="monitor", name=f"{at:.5g} of the line")
+        own = self.place.looks()
+        record = next((r for r in [*own, *self.inputs.looks()] if _same(r, header)), None)
+        if record is None:
+            record = scorer.measure(model, part="monitor", replies=False, header=header, progress=self.progress)
+        if all(r is not record for r in own):
+            record.save(self.place.look(at))
+        verdict = self._judge(baseline, record)
+        kept = keeping.kept(verdict)
+        self._note(
+            point_of(at, loss if math.isfinite(loss) else None, verdict, kept), header.model_fingerprint,
+            **record.header.cost,
+        )  # fmt: skip
+        return kept
+
+    def _note(self, point: Point, fingerprint: str, **more: Any) -> None:
+        says = describe(point)
+        self.place.run.append(
+            [{"event": "point", **point.to_dict(), "model": fingerprint, "target": self._digest, **more, "says": says}]
+        )
+        self.say(says)
+
+    def _judge(self, baseline: Record, record: Record) -> Verdict:
+        return judge(
+            baseline, record, tolerance=self.inputs.tolerance, level=self.inputs.level, leave_out=self.inputs.left_out
+        )
+
+    def _written(self, at: float) -> Path:
+        """The point in a folder beside the repair's, as it will be shipped."""
+        folder = self.place.fresh("model")
+        self.line.write(folder, at)
+        return folder
+
+    def _certify(self, baseline: Record, at: float) -> Verdict:
+        """Judge what is on disk by the gate half, and write down that it was opened."""
+        run = self.place.run
+        folder = self._written(at)
+        loaded = load_model(folder, dtype=self.inputs.dtype, say=self.say)
+        scorer = self._ask(loaded, baseline)
+        fingerprint = model_fingerprint(loaded.model)
+        if fingerprint != Record.load(self.place.look(at)).header.model_fingerprint:
+            raise RunError(f"{folder}: what was written is not what was chosen; is the disk sound?")
+        opening = openings.next_opening(run.events(), suite=self.inputs.suite.name, model=fingerprint)
+        run.append([opening.opened])
+        probe = any(outcome.kind == "answer" and outcome.scores for outcome in baseline.outcomes)
+        record = scorer.measure(
+            loaded.model, part="gate", probe=probe, name=f"{at:.5g} of the line", progress=self.progress
+        )
+        verdict = dataclasses.replace(self._judge(baseline, record), opening=opening.number)
+        record.save(run.final)
+        run.save_verdict(verdict)
+        run.append(
+            [{"event": "gate", "zone": verdict.zone, **record.header.cost, **opening.fields, "says": str(verdict)}]
+        )
+        return verdict
+
+    def _ship(self, baseline: Record, at: float, verdict: Verdict) -> None:
+        run = self.place.run
+        tuned = self._tuned_gate(baseline)
+        points = points_of(run.events())
+        balance = balance_of(baseline, tuned, Record.load(run.final), points, at)
+        folder = self._written(at)
+        given = self.line.folder / "README.md"
+        base = BUILTIN_HUB if self.line.base == BUILTIN else self.line.base
+        text = card(
+            base=base, tuned=self.line.tuned, is_adapter=isinstance(self.line, AdapterLine), at=at, points=points,
+            balance=balance, verdict=verdict, given=read_text(given) if given.is_file() else None,
+        )  # fmt: skip
+        write_text(folder / "README.md", text)
+        self.place.ship(folder)
+        self._end(verdict)
+
+    def _tuned_gate(self, baseline: Record) -> Record:
+        """What the tuned model does on the gate half, for the balance; the verdict is given, and nothing steered."""
+        path, look = self.place.tuned, Record.load(self.place.look(1.0))
+        if path.is_file():
+            return Record.load(path)
+        found = self.inputs.final()
+        header = dataclasses.replace(look.header, part="gate")
+        if found is None or not _same(found, header):
+            models = _Models(self.line, self.place, self.inputs.dtype, self.say)
+            loaded = models.at(1.0)
+            scorer = self._ask(loaded, baseline)
+            found = scorer.measure(
+                loaded.model, part="gate", replies=False, name=self.line.tuned, progress=self.progress
+            )
+            says = "the tuned model on the gate half, for comparison: the verdict was given before"
+            self.place.run.append([{"event": "tuned", **found.header.cost, "says": says}])
+        found.save(path)
+        return found
+
+    def _end(self, verdict: Verdict) -> None:
+        run = self.place.run
+        run.save_verdict(verdict)
+        write_report(run)
+        shipped = verdict.zone is not Zone.REGRESSED
+        says = "the model is in place" if shipped else f"nothing was shipped: {verdict.reasons[0]}"
+        run.append([{"event": "end", "zone": verdict.zone, "says": says}])
+        run.update(outcome="repaired" if shipped else "nothing")
+        self.place.clear()
+
+
+def _same(record: Record, header: Any) -> bool:
+    """Whether a record is of the very weights, items and conditions."""
+    of = record.header
+    return (of.model_fingerprint, of.part, of.suite_hash, of.conditions) == (
+        header.model_fingerprint, header.part, header.suite_hash, header.conditions,
+    )  # fmt: skip
+
+
+def _half(baseline: Record, suite: Suite) -> Record:
+    """The baseline's own outcomes on the monitor half, as if another model had given them."""
+    ids = {item.id for item in suite.part("monitor") if item.judged}
+    outcomes = tuple(outcome for outcome in baseline.outcomes if outcome.id in ids)
+    return Record(dataclasses.replace(baseline.header, part="monitor"), outcomes)
+
+
+def _read(place: Place) -> Repaired:
+    """What came of a repair that has ended, from its folder."""
+    run = place.run
+    verdict, config = run.verdict(), run.config
+    assert verdict is not None
+    at = config.get("chosen") if config.get("outcome") == "repaired" else None
+    points = points_of(run.events())
+    final = Record.load(run.final) if run.final.is_file() else None
+    tuned = Record.load(place.tuned) if place.tuned.is_file() else None
+    balance = balance_of(Record.load(run.baseline), tuned, final, points, config.get("chosen"))
+    return Repaired(place.out, at, verdict, points, balance)
