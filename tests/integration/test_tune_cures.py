@@ -20,6 +20,12 @@ from guard_runs import suite as fragile
 OLD = [{"text": f"Once upon a time there were {i} mice in a house."} for i in range(20)]
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a cure keeps for later runs is not found by other tests."""
+    monkeypatch.setenv("BACKSLIDE_CACHE", str(tmp_path / "cache"))
+
+
 def config(tmp_path: Path, base: Path, cure: dict[str, Any], **sections: dict[str, Any]) -> TuneConfig:
     write_lines(tmp_path / "train.jsonl", [{"text": f"Question {i:02}? Answer {i:02}."} for i in range(12)])
     write_lines(tmp_path / "old.jsonl", OLD)
