@@ -31,11 +31,17 @@ trainer.train()
 """
 
 
-def run(script: Path, folder: Path, *arguments: str) -> str:
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all examples: a base that one of them has measured, the others need not measure again."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(script: Path, folder: Path, cache: Path, *arguments: str) -> str:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "BACKSLIDE_CACHE": str(folder / "cache"),
+        "BACKSLIDE_CACHE": str(cache),
         "HF_HUB_OFFLINE": "1",
     }
     environment["HF_DATASETS_CACHE"] = str(folder / "datasets")
@@ -52,9 +58,10 @@ def run(script: Path, folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_example(tmp_path: Path, tiny_folder: Path, name: str) -> None:
-    said = run(EXAMPLES / f"{name}.py", tmp_path, str(tiny_folder))
-    assert said.count("verdict: ") >= 1 and "measured the base model before training" in said
+def test_an_example(tmp_path: Path, tiny_folder: Path, cache: Path, name: str) -> None:
+    said = run(EXAMPLES / f"{name}.py", tmp_path, cache, str(tiny_folder))
+    assert said.count("verdict: ") >= 1
+    assert "measured the base model before training" in said or "an earlier run has measured this very base" in said
     (folder,) = (tmp_path / "runs").glob("**/verdict.json")
     assert json.loads(folder.read_text())["zone"] in ("retained", "undecided", "regressed")
 
@@ -64,13 +71,13 @@ def test_there_is_an_example_for_each_trainer() -> None:
     assert len((EXAMPLES / "tutorial.py").read_text().splitlines()) <= 40
 
 
-def test_a_script_of_trls_documentation_with_one_line_added(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_script_of_trls_documentation_with_one_line_added(tmp_path: Path, tiny_folder: Path, cache: Path) -> None:
     rows = [
         {"messages": [{"role": "user", "content": f"Order {n}?"}, {"role": "assistant", "content": "One latte."}]}
         for n in range(24)
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "script.py").write_text(QUICKSTART)
-    said = run(tmp_path / "script.py", tmp_path, str(tiny_folder), str(tmp_path / "data.jsonl"))
+    said = run(tmp_path / "script.py", tmp_path, cache, str(tiny_folder), str(tmp_path / "data.jsonl"))
     assert "backslide: final model, gate half: " in said
     assert len(list(tmp_path.glob("**/backslide/report.md"))) == 1
