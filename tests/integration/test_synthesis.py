@@ -14,7 +14,7 @@ import torch
 from backslide.cure.synthesis import SCHEMA, Synthesis, synthesise
 from backslide.data import TrainingData
 from backslide.errors import DataError, ModelError, RunError
-from backslide.files import write_lines
+from backslide.files import dump, write_lines
 from backslide.suite.item import AnswerItem, OpenItem
 from backslide.suite.suite import Suite
 from backslide.testing import tiny_model, tiny_tokenizer
@@ -191,6 +191,18 @@ def test_replies_are_found_again(tokenizer: Any, tmp_path: Path, cache: Path) ->
         model.lm_head.weight[0] *= 1.1
     make(model, tokenizer, tmp_path / "g.jsonl")
     assert len(list((cache / "synthesis").iterdir())) == 5
+
+
+def test_drawn_replies_are_kept_by_their_seed(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    greedy = make(model, tokenizer, tmp_path / "greedy.jsonl")
+    one = make(model, tokenizer, tmp_path / "one.jsonl", temperature=1.0, seed=1)
+    two = make(model, tokenizer, tmp_path / "two.jsonl", temperature=1.0, seed=2)
+    assert len({dump(lines(made.path)[1:]) for made in (greedy, one, two)}) == 3
+    # Whatever the other prompts are, and in what batches.
+    some = make(model, tokenizer, tmp_path / "some.jsonl", temperature=1.0, seed=1, prompts=PROMPTS[3:8], batch=2)
+    assert lines(some.path)[1:] == lines(one.path)[4:9]
+    with pytest.raises(DataError, match="holds replies made with another seed"):
+        make(model, tokenizer, one.path, temperature=1.0, seed=2)
 
 
 def test_a_damaged_file_in_the_cache_is_made_anew(model: Any, tokenizer: Any, tmp_path: Path, cache: Path) -> None:

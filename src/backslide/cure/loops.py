@@ -11,9 +11,9 @@ PERIODS = 3
 SHORT = 12
 """Words that such an end has at least."""
 GRAM = 4
-LONG = 40
+LONG = 24
 """Words from which on a text is judged by how many of its runs of `GRAM` words are new."""
-NEW = 0.5
+NEW = 0.6
 """Share of them that is new in a text that says something."""
 
 # Signs without a letter in them, and letters without a space.

@@ -27,6 +27,7 @@ from backslide.cure.prompts import prompts_of
 from backslide.errors import ConfigError, DataError, RunError, shown
 from backslide.files import dump, write_lines
 from backslide.models import cache_folder, model_fingerprint, tokenizer_fingerprint
+from backslide.scoring.draw import Sampling
 from backslide.scoring.engine import Scorer, Settings
 from backslide.scoring.forward import uncompiled
 from backslide.scoring.generate import BATCH, Reply, in_batches
@@ -40,7 +41,7 @@ from backslide.suite.suite import Suite
 
 SCHEMA = "backslide.synthesis/1"
 TOKENS = 256
-"""Tokens of a reply at most. Of the small built-in model some nine replies of ten end within them."""
+"""Tokens of a reply at most."""
 STOP = "\nQuestion:"
 """Where the reply of a model without a chat template ends: it goes on with a question of its own."""
 
@@ -49,6 +50,8 @@ _KEYS = {
     "tokenizer": "another tokenizer or chat template",
     "prompts": "other prompts",
     "max_new_tokens": "another max_new_tokens",
+    "temperature": "another temperature",
+    "seed": "another seed",
 }
 
 
@@ -103,6 +106,8 @@ def synthesise(
     prompts: str | Path | Sequence[str] | None = None,
     out: str | Path,
     max_new_tokens: int = TOKENS,
+    temperature: float = 0.0,
+    seed: int = 0,
     suite: Suite | None = None,
     batch: int = BATCH,
     cache: bool = True,
@@ -121,6 +126,8 @@ def synthesise(
             themselves; None: the bundled ones.
         out: the file of the replies: JSON Lines, the first line a header.
         max_new_tokens: length of a reply at most, in tokens.
+        temperature: 0 takes the likeliest token each time; above it tokens are drawn, 1 from what the model says.
+        seed: of the drawn tokens; a prompt's are the same whatever other prompts there are.
         suite: rows that hold an item of it are left out.
         batch: prompts that are replied to at once. Replies of a half-precision model may depend on it by rounding.
         cache: look for the replies in the cache folder, and keep them there.
@@ -129,11 +136,13 @@ def synthesise(
     Raises:
         SuiteError: the prompts cannot be read.
         DataError: `out` holds something else, or no reply is left to be rehearsed.
+        ConfigError: a number is out of its range.
         ModelError: the model or tokenizer cannot be asked so, or its adapter cannot be switched off.
         RunError: `out` cannot be written.
     """
     if batch < 1:
         raise ConfigError(f"batch is {batch}, a whole number from 1 is needed")
+    sampling = Sampling(temperature, seed) if temperature != 0 else None
     out = Path(out)
     made = prompts_of(prompts)
     notes = made.notes
@@ -147,6 +156,8 @@ def synthesise(
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "prompts": hashlib.sha256(dump(list(asked)).encode()).hexdigest(),
         "max_new_tokens": max_new_tokens,
+        "temperature": float(temperature),
+        "seed": seed if temperature else 0,
     }
     cached = cache_folder() / "synthesis" / f"{hashlib.sha256(dump(header).encode()).hexdigest()[:32]}.jsonl"
     stored: dict[str, _Said] = {}
@@ -156,7 +167,7 @@ def synthesise(
             stored = _read(cached, header) or {}
     known = _read(out, header) or stored
     if not asked.keys() <= known.keys():
-        known = _replies(model, tokenizer, scorer, asked, known, _Kept(out, header), progress)
+        known = _replies(model, tokenizer, scorer, asked, known, _Kept(out, header), sampling, progress)
     replies = [known[text] for text in asked]
     lines = [header, *(said.to_dict() for said in replies)]
     # In the prompts' order, however often it was interrupted.
@@ -197,6 +208,7 @@ def _replies(
     asked: Mapping[str, Prompt],
     known: Mapping[str, _Said],
     kept: _Kept,
+    sampling: Sampling | None,
     progress: Progress | None,
 ) -> dict[str, _Said]:
     """All replies, those known among them; batch by batch, each kept as soon as it is there."""
@@ -208,7 +220,9 @@ def _replies(
             some = [order[place] for place in group]
             # A batch of which a part was lost is asked as a whole: in half precision a reply depends on its company.
             if not all(prompt.item in known for prompt in some):
-                replies = scorer.runner.reply(model, some, max_new_tokens=scorer.settings.max_new_tokens)
+                replies = scorer.runner.reply(
+                    model, some, max_new_tokens=scorer.settings.max_new_tokens, sampling=sampling
+                )
                 fresh = [
                     _Said(prompt.item, reply, bool(scorer.settings.chat))
                     for prompt, reply in zip(some, replies, strict=True)

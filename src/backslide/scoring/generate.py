@@ -1,4 +1,7 @@
-"""Greedy replies: prompts by length, a common beginning read once, a row given up as soon as its reply has ended."""
+"""Replies: prompts by length, a common beginning read once, a row given up as soon as its reply has ended.
+
+Greedy, unless asked to draw the tokens (see `backslide.scoring.draw`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from backslide.scoring.draw import Draws, Sampling, processor
 from backslide.scoring.forward import accepts, project_only
 from backslide.scoring.memory import Memory
 from backslide.scoring.plan import SHARED
@@ -57,6 +61,7 @@ def generate(
     plain: bool = True,
     batch: int = BATCH,
     memory: Memory | None = None,
+    sampling: Sampling | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Reply]:
     """The model's greedy reply to each prompt, in their order, special tokens left out.
@@ -73,11 +78,12 @@ def generate(
             of the model's generation beyond taking the likeliest token, such as a repetition penalty.
         batch: prompts at once.
         memory: what is known of the size that fits.
+        sampling: draw each token at random; None takes the likeliest.
         progress: called with the number of replies done after each batch.
     """
     memory = memory or Memory()
     replies = [Reply("", 0, False)] * len(prompts)
-    own = plain and _is_plain(model)
+    by_hand = plain and _is_plain(model)
     shared: Shared | None = None
     waiting = in_batches(prompts, batch)[::-1]
     while waiting:
@@ -88,12 +94,13 @@ def generate(
             waiting += [group[len(group) // 2 :], group[: len(group) // 2]]
             continue
         some = [prompts[i] for i in group]
+        draws = Draws(sampling, some, max_new_tokens) if sampling is not None else None
         with memory.watched(size, last=len(group) == 1) as attempt:
-            if own:
+            if by_hand:
                 shared = _shared(model, some, shared)
-                rows = _greedy(model, tokenizer, some, max_new_tokens, shared)
+                rows = _own(model, tokenizer, some, max_new_tokens, shared, draws)
             else:
-                rows = _library(model, tokenizer, some, max_new_tokens)
+                rows = _library(model, tokenizer, some, max_new_tokens, draws)
         if attempt.failed:
             shared = None
             waiting.append(group)
@@ -117,8 +124,13 @@ def in_batches(prompts: Sequence[Prompt], batch: int) -> list[list[int]]:
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def _greedy(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int, shared: Shared | None
+def _own(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    shared: Shared | None,
+    draws: Draws | None,
 ) -> list[tuple[list[int], bool]]:
     """Tokens of each reply, and whether it ended by itself.
 
@@ -147,7 +159,8 @@ def _greedy(
             logits = model(
                 input_ids=tokens, attention_mask=seen, position_ids=places, past_key_values=cache, **extra
             ).logits
-        chosen = logits.reshape(len(alive), -1).argmax(-1)  # (B,)
+        logits = logits.reshape(len(alive), -1)
+        chosen = logits.argmax(-1) if draws is None else draws.choose(logits, alive, step)  # (B,)
         keep = []
         for row, (index, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
             if token in ends or token in stops[index].tokens:
@@ -171,7 +184,7 @@ def _greedy(
 
 
 def _library(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int, draws: Draws | None
 ) -> list[tuple[list[int], bool]]:
     device = next(model.parameters()).device
     pad = pad_token(tokenizer)
@@ -184,7 +197,8 @@ def _library(
         attention_mask=torch.tensor(seen, device=device),
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        # A model's own sampling defaults do not apply to greedy replies; unset, they only warn.
+        logits_processor=[] if draws is None else [processor(draws, longest)],
+        # A model's own sampling defaults do not apply to these replies; unset, they only warn.
         temperature=None,
         top_p=None,
         top_k=None,

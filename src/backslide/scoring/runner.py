@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from backslide.scoring.draw import Sampling
 from backslide.scoring.execute import Score, execute
 from backslide.scoring.forward import uncompiled
 from backslide.scoring.generate import BATCH, Reply, generate, in_batches, pad_token
@@ -126,9 +127,15 @@ class Runner:
         )
 
     def reply(
-        self, model: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, progress: Advance | None = None
+        self,
+        model: Any,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        progress: Advance | None = None,
     ) -> list[Reply]:
-        """Greedy replies to `prompts`, in their order."""
+        """Replies to `prompts`, in their order; greedy ones without `sampling`."""
         if not prompts:
             return []
         model = uncompiled(model)
@@ -145,6 +152,7 @@ class Runner:
             plain=self.layout.tree and self.layout.prefix,
             batch=self.prompts,
             memory=self.reply_memory,
+            sampling=sampling,
             progress=progress,
         )
 
