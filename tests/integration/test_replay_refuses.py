@@ -167,9 +167,7 @@ def test_what_a_run_cannot_be_resumed_with(tmp_path: Path) -> None:
     raised.train(resume_from_checkpoint=str(folder))
     assert at_step_3.replay.pieces == ((0, 0.2), (2, 0.3), (3, 0.5))
     replay = Replay(OLD, 0.3)
-    make(other, replay=replay, max_steps=4, save_strategy="no").train(
-        resume_from_checkpoint=str(other / "checkpoint-3")
-    )
+    make(other, replay=replay, max_steps=5).train(resume_from_checkpoint=str(other / "checkpoint-4"))
     assert replay.ratio == 0.5, "what was raised since stays raised"
     with pytest.raises(DataError, match=r"replay.json: the old rows of the run that is resumed were others"):
         resumed(OLD[::-1])
