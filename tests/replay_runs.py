@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import IterableDataset
-from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import (
+    DataCollatorForLanguageModeling,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from trl import SFTConfig, SFTTrainer
 
 from backslide.cure.replay import Replay
@@ -31,6 +38,17 @@ class Stream(IterableDataset):
 
     def __iter__(self) -> Any:
         yield from self.rows
+
+
+class Raise(TrainerCallback):
+    """Raises the ratio at a step, as a guard may."""
+
+    def __init__(self, replay: Replay, step: int = 3) -> None:
+        self.replay, self.step = replay, step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            self.replay.more()
 
 
 def tokens(texts: list[str]) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
 
 import guard_runs
 import replay_ranks
@@ -23,7 +22,7 @@ from backslide.rundir import RunFolder
 from backslide.suite.item import ChoiceItem
 from backslide.suite.suite import Suite
 from backslide.testing import tiny_tokenizer
-from replay_runs import CHAT, NEW, OLD, PAIRS, counted, make, texts, tokens, weights
+from replay_runs import CHAT, NEW, OLD, PAIRS, Raise, counted, make, texts, tokens, weights
 
 
 def quiet(source: Any = OLD, ratio: float = 0.2, **more: Any) -> Replay:
@@ -31,17 +30,6 @@ def quiet(source: Any = OLD, ratio: float = 0.2, **more: Any) -> Replay:
     replay = Replay(source, ratio, say=lines.append, **more)
     replay.said = lines  # type: ignore[attr-defined]
     return replay
-
-
-class Raise(TrainerCallback):
-    """Raises the ratio at a step, as a guard may."""
-
-    def __init__(self, replay: Replay, step: int = 3) -> None:
-        self.replay, self.step = replay, step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.step:
-            self.replay.more()
 
 
 LONGEST = max(len(row["text"]) for row in OLD)
@@ -92,8 +80,8 @@ def test_the_new_data_and_the_steps_stay_as_they_are(tmp_path: Path) -> None:
     assert first == [entry["learning_rate"] for entry in alone.state.log_history if "loss" in entry]
     alone.model.load_state_dict(mixed.model.state_dict())
     assert mixed.evaluate()["eval_loss"] == alone.evaluate()["eval_loss"]
-    loader = mixed.get_train_dataloader()
-    assert len(next(iter(loader))["input_ids"]) == 3, "whoever else asks for batches gets the plain ones"
+    for loader in (mixed.get_train_dataloader(), mixed.callback_handler.train_dataloader):
+        assert len(next(iter(loader))["input_ids"]) == 3, "whoever else asks for batches gets the plain ones"
 
 
 @pytest.mark.parametrize("case", ["accumulated, over two epochs", "stream", "sft"])
@@ -231,6 +219,15 @@ def test_rows_of_tensors_and_rows_of_lists_go_together(tmp_path: Path) -> None:
         trainer = make(tmp_path, replay=quiet([given] * 3, 0.3), data=new, max_steps=2, save_strategy="no")
         trainer.train()
         assert any("OLD" in row for batch in trainer.seen for row in texts(batch))
+
+
+def test_padding_counts_for_nothing(tmp_path: Path) -> None:
+    padded = [pad([row, {key: [0] * 60 for key in row}]) for row in tokens(NEW)]
+    rows = [{key: value[0].tolist() for key, value in row.items()} for row in padded]
+    runs = [quiet(ratio=0.3), quiet(ratio=0.3)]
+    for replay, data in zip(runs, (None, rows), strict=True):
+        make(tmp_path, replay=replay, data=data, max_steps=3, save_strategy="no").train()
+    assert runs[0].share == runs[1].share > 0.2
 
 
 # What is in the old data.

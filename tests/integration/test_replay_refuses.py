@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer, SFTTrainer
 from backslide.cure.replay import Replay
 from backslide.errors import ConfigError, DataError, InputError
 from backslide.testing import tiny_model, tiny_tokenizer
-from replay_runs import CHAT, NEW, OLD, make, tokens
+from replay_runs import CHAT, NEW, OLD, Raise, make, tokens
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,15 @@ def test_what_a_run_cannot_be_resumed_with(tmp_path: Path) -> None:
     assert resumed(ratio=0.3) == [
         "replay: the run was begun with ratio 0.2 and is resumed with 0.3, which holds from here on"
     ]
+    other = tmp_path / "other"
+    replay = Replay(OLD, 0.3, say=lambda _: None)
+    raised = make(other, replay=replay, max_steps=4)
+    raised.add_callback(at_step_3 := Raise(replay))
+    raised.train(resume_from_checkpoint=str(folder))
+    assert at_step_3.replay.pieces == ((0, 0.2), (2, 0.3), (3, 0.5))
+    replay = Replay(OLD, 0.3)
+    make(other, replay=replay, max_steps=5).train(resume_from_checkpoint=str(other / "checkpoint-4"))
+    assert replay.ratio == 0.5, "what was raised since stays raised"
     with pytest.raises(DataError, match=r"replay.json: the old rows of the run that is resumed were others"):
         resumed(OLD[::-1])
     with pytest.raises(DataError, match=r"the seed of the run that is resumed were others \(0, now 3\)"):

@@ -139,10 +139,11 @@ class Replay:
             self._mix = Mix.begin(self._begun_with)
             return
         self._mix = Mix.from_dict(saved.get("mix", {}), place)
-        if self._mix.pieces[0][1] != self._begun_with:
+        # Not the first piece: what was asked for when the checkpoint was made may have been another ratio already.
+        if (asked := saved.get("asked")) != self._begun_with:
             self._say(
-                f"replay: the run was begun with ratio {self._mix.pieces[0][1]:g} and is resumed with "
-                f"{self._begun_with:g}, which holds from here on"
+                f"replay: the run was begun with ratio {asked} and is resumed with {self._begun_with:g}, which holds "
+                "from here on"
             )
             self._mix = self._mix.at(self._begun_with)
 
@@ -153,7 +154,7 @@ class Replay:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, apart from the old rows."""
-        return {"schema": SCHEMA, "seed": self._seed, "mix": self._mix.to_dict()}
+        return {"schema": SCHEMA, "seed": self._seed, "asked": self._begun_with, "mix": self._mix.to_dict()}
 
 
 class _Rows:
