@@ -104,7 +104,7 @@ def avr_run(case: Case, folder: Path, seed: int) -> dict[str, Any]:
         stage.name = "avr.run(model=…, tasks=[…], lora_rank=128), as the README has it"
         avr.run(model=str(case.base), tasks=[("dialogues", examples, examples[:4])], lora_rank=128)
         said = "runs"
-    except AssertionError as bad:
+    except (AssertionError, RuntimeError) as bad:
         said = f"{type(bad).__name__}: {bad}"
     stage.name = "avr.run(…, device='cpu'), on the first 8 rows"
     task = ("dialogues", examples[:8], examples[:2])
