@@ -75,7 +75,12 @@ class Line(ABC):
             if alpha == 1:
                 shutil.copyfile(self.folder / file, folder / file)
                 continue
-            shard = {name: self.tensor(name, alpha).contiguous() for name in self._end.names(file)}
+            shard: dict[str, torch.Tensor] = {}
+            for name in self._end.names(file):
+                tensor = self.tensor(name, alpha).contiguous()
+                # At 0 a head that is free in the tuned model is the base's embeddings; a file holds it by itself.
+                shared = any(tensor.data_ptr() == other.data_ptr() for other in shard.values())
+                shard[name] = tensor.clone() if shared else tensor
             save_file(shard, folder / file, metadata=self._end.metadata(file))
 
     def fingerprints(self) -> tuple[str, str]:

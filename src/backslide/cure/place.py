@@ -49,7 +49,7 @@ class Place:
                 raise ConfigError(
                     f"{self.out}: holds a repair of other inputs ({_differ(old, identity)}); give another folder"
                 )
-        elif self.out.is_dir() and any(self.out.iterdir()):
+        elif self.out.is_dir() and any(path.name != RECORDS for path in self.out.iterdir()):
             raise ConfigError(f"{self.out}: is not empty, and no repair; give another folder with --out")
 
     @property

@@ -180,6 +180,8 @@ class _Models:
 
     def drop(self) -> None:
         """Let the model go."""
+        if self._loaded is None:
+            return
         self._loaded = None
         gc.collect()
         if torch.cuda.is_available():
