@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from backslide.config import DataSection, GuardSection, ModelSection, OutputSection, TrainSection, TuneConfig
+from backslide.cure.repair import repair
 from backslide.gate import check_model, take_baseline
 from backslide.models import BUILTIN
 from backslide.record import Record
@@ -96,3 +97,15 @@ def test_the_gate_finds_no_difference_in_the_base_model_itself(folder: Path, sui
     assert verdict.exit_code in (0, 3)
     assert [(row.lost, row.won) for row in verdict.capabilities] == [(0, 0)]
     assert all(row.drop == 0 for row in verdict.capabilities)
+
+
+def test_the_model_that_forgot_is_repaired(forgetful: Tuned, folder: Path, suite: Suite) -> None:
+    held_out = importlib.resources.files("backslide.demo") / "data" / "heldout.jsonl"
+    (folder / "held_out.jsonl").write_text(held_out.read_text(encoding="utf-8"), encoding="utf-8")
+    done = repair(BUILTIN, str(forgetful.model), folder / "repaired", held_out=folder / "held_out.jsonl", suite=suite)
+    assert done.at is not None and done.verdict.zone is not Zone.REGRESSED
+    balance = done.balance
+    assert balance.back is not None and balance.back >= 0.8, balance.lines
+    assert balance.of_best is not None and balance.of_best >= 0.5, balance.lines
+    final = Record.load(folder / "repaired" / "backslide" / "final.jsonl")
+    assert "Paris" in final.replies["conversation/capital-france"]
