@@ -18,6 +18,9 @@ from backslide.suite.suite import Suite
 REPLIES = "replies.jsonl"
 """The base's own replies, in the run's folder."""
 
+LONGEST = 128
+"""Tokens of a reply: most that end at all end within them, and twice as many take twice the time."""
+
 ANCHORED = 512
 """Tokens of an anchor's row at most: the pull towards the base is learnt from short texts as well."""
 
@@ -71,7 +74,7 @@ class Cures:
         if self._config.cure.data == SELF:
             made = synthesise(
                 trainer.model, loaded.tokenizer, out=Path(self._config.folder) / REPLIES, suite=self._suite,
-                progress=self._progress,
+                max_new_tokens=LONGEST, progress=self._progress,
             )  # fmt: skip
             for note in made.notes:
                 self._say(f"the base's own replies: {note}")
