@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from backslide.cli.main import app
 from backslide.config import TuneConfig
+from backslide.cure.line import FullLine
 from backslide.cure.place import RECORDS
 from backslide.cure.repair import Repaired, repair
 from backslide.cure.target import TargetLoss
@@ -194,6 +195,21 @@ def test_a_tuned_model_that_is_not_finite_is_taken_for_what_it_is(
     done = repair(str(tiny_folder), str(tmp_path / "tuned"), tmp_path / "out", suite=choices, dtype="float32",
                   held_out=tmp_path / "held.jsonl", **WIDE)  # fmt: skip
     assert done.at is None and done.exit_code == 1 and "better than the base" in done.verdict.reasons[0]
+
+
+def test_where_weights_cannot_be_put_in_place_each_point_is_written_and_loaded(
+    tmp_path: Path,
+    tiny_folder: Path,
+    runs: dict[str, Tuned],
+    mended: dict[str, Mended],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(FullLine, "fits", lambda line, model: False)
+    done = repair(str(tiny_folder), str(runs["full"].model), tmp_path / "out", say=said.append)
+    whole = mended["full"].done
+    assert any("written and loaded" in line for line in said)
+    assert (done.at, done.verdict, done.points) == (whole.at, whole.verdict, whole.points)
 
 
 def until(place: str, end: Callable[[], None]) -> Callable[[str, int, int], None]:
