@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from backslide.cli.main import app
 from backslide.config import TuneConfig
+from backslide.cure.line import FullLine
 from backslide.cure.place import RECORDS
 from backslide.cure.repair import Repaired, repair
 from backslide.cure.target import TargetLoss
@@ -145,10 +147,7 @@ def test_what_the_run_measured_is_not_measured_again(mended: dict[str, Mended], 
 
 def test_by_itself_base_and_tuned_model_are_enough(tmp_path: Path, tiny_folder: Path, runs: dict[str, Tuned],
                                                    choices: Suite) -> None:  # fmt: skip
-    moved = tmp_path / "moved"
-    moved.mkdir()
-    for path in runs["full"].model.iterdir():
-        (moved / path.name).write_bytes(path.read_bytes())
+    moved = Path(shutil.copytree(runs["full"].model, tmp_path / "moved"))
     said: list[str] = []
     done = repair(str(tiny_folder), str(moved), tmp_path / "out", suite=choices, dtype="float32", tolerance=0.2,
                   say=said.append)  # fmt: skip
@@ -194,6 +193,19 @@ def test_a_tuned_model_that_is_not_finite_is_taken_for_what_it_is(
     done = repair(str(tiny_folder), str(tmp_path / "tuned"), tmp_path / "out", suite=choices, dtype="float32",
                   held_out=tmp_path / "held.jsonl", **WIDE)  # fmt: skip
     assert done.at is None and done.exit_code == 1 and "better than the base" in done.verdict.reasons[0]
+
+
+def test_where_weights_cannot_be_put_in_place_each_point_is_written_and_loaded(
+    tmp_path: Path, tiny_folder: Path, runs: dict[str, Tuned], choices: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    shutil.copytree(runs["full"].model, tmp_path / "tuned")
+    monkeypatch.setattr(FullLine, "fits", lambda line, model: False)
+    done = repair(str(tiny_folder), str(tmp_path / "tuned"), tmp_path / "out", suite=choices, tolerance=0.2,
+                  baseline=runs["full"].run.baseline, say=said.append)  # fmt: skip
+    assert any("written and loaded" in line for line in said)
+    # What was measured is compared with what was written.
+    assert done.at is not None and done.at == max(point.at for point in done.points if point.kept)
 
 
 def until(place: str, end: Callable[[], None]) -> Callable[[str, int, int], None]:
@@ -322,9 +334,7 @@ def test_the_card_is_what_the_hub_reads_and_keeps_what_was_there(
     from huggingface_hub import ModelCard
 
     tuned = tmp_path / "<script>|x"
-    tuned.mkdir()
-    for path in runs["full"].model.iterdir():
-        (tuned / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(runs["full"].model, tuned)
     (tuned / "README.md").write_text("---\nlicense: mit\ntags: [chat]\nbase_model: org/base\n---\n\n# Mine\n\nWords.\n")
     run = runs["full"].run
     for out in ("one", "two"):

@@ -10,7 +10,6 @@ on disk. Nothing is shipped that it proves regressed.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import hashlib
 import json
 import logging
@@ -20,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from backslide import openings
 from backslide.cure.card import card
 from backslide.cure.inputs import Inputs, gather
 from backslide.cure.line import AdapterLine, Line, open_line
+from backslide.cure.moving import Moving
 from backslide.cure.place import Place
 from backslide.cure.search import GRID, Found, Keeping, search
 from backslide.cure.target import TargetLoss
@@ -144,50 +142,6 @@ def _identity(line: Line, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-class _Models:
-    """The model in memory, at one point of the line after another; never a second one."""
-
-    def __init__(self, line: Line, place: Place, dtype: str, say: Say) -> None:
-        self._line, self._place, self._dtype, self._say = line, place, dtype, say
-        self._loaded: Loaded | None = None
-        self._in_place: bool | None = None
-
-    def at(self, at: float) -> Loaded:
-        """The model at a point."""
-        if self._loaded is None or not self._in_place:
-            first = self._in_place is None
-            self._load(1.0 if first else at)
-            assert self._loaded is not None
-            if first:
-                self._in_place = self._line.fits(self._loaded.model)
-                if not self._in_place:
-                    self._say(
-                        "its parameters are laid out otherwise than in its files: each point is written and loaded"
-                    )
-                    self._load(at)
-        if self._in_place:
-            self._line.put(self._loaded.model, at)
-        return self._loaded
-
-    def _load(self, at: float) -> None:
-        self.drop()
-        source = self._line.folder
-        if at != 1 or isinstance(self._line, AdapterLine):
-            # An adapter's own folder may name a base that is elsewhere.
-            source = self._place.fresh("point")
-            self._line.write(source, at)
-        self._loaded = load_model(source, dtype=self._dtype, say=self._say)
-
-    def drop(self) -> None:
-        """Let the model go."""
-        if self._loaded is None:
-            return
-        self._loaded = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
 class _Repair:
     """One repair that is under way."""
 
@@ -195,7 +149,7 @@ class _Repair:
         self, line: Line, inputs: Inputs, place: Place, settings: Settings | None, say: Say, progress: Progress | None
     ) -> None:
         self.line, self.inputs, self.place, self.say, self.progress = line, inputs, place, say, progress
-        self.models = _Models(line, place, inputs.dtype, say)
+        self.models = Moving(line, place, inputs.dtype, say)
         self._settings = settings
         self._scorer: Scorer | None = None
         self._target: TargetLoss | None = None
@@ -268,8 +222,7 @@ class _Repair:
         return scorer
 
     def _search(self, baseline: Record) -> Found:
-        loaded = self.models.at(1.0)
-        self._scorer = self._ask(loaded, baseline)
+        self._scorer = self._ask(self.models.at(1.0), baseline)
         self._is_of_base(baseline)
         unchanged = self._judge(baseline, _half(baseline, self.inputs.suite))
         keeping = Keeping.of(unchanged, self.inputs.tolerance, self.inputs.level)
@@ -277,7 +230,7 @@ class _Repair:
             self.say(keeping.note)
             self.place.run.append([{"event": "note", "says": keeping.note}])
         if self.inputs.held_out is not None:
-            self._target = TargetLoss(self.inputs.held_out, loaded.tokenizer, self.inputs.max_length)
+            self._target = TargetLoss(self.inputs.held_out, self._scorer.tokenizer, self.inputs.max_length)
             self._loss(0)
         measure = self._loss if self._target is not None else None
         found = search(lambda step: self._look(step, baseline, keeping), measure)
@@ -397,7 +350,7 @@ class _Repair:
         found = self.inputs.final()
         header = dataclasses.replace(look.header, part="gate")
         if found is None or not _same(found, header):
-            models = _Models(self.line, self.place, self.inputs.dtype, self.say)
+            models = Moving(self.line, self.place, self.inputs.dtype, self.say)
             loaded = models.at(1.0)
             scorer = self._ask(loaded, baseline)
             found = scorer.measure(
