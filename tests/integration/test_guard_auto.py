@@ -134,6 +134,18 @@ def test_a_loss_that_is_no_number_needs_no_trial(tmp_path: Path) -> None:
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
+def test_at_the_end_only_the_weights_are_mended(tmp_path: Path) -> None:
+    guard = guard_of(every=4)
+    trainer = make(
+        tmp_path, guard, learning_rate=BAD, lr_scheduler_type="constant", save_strategy="no", max_steps=4
+    )  # fmt: skip
+    trainer.train()
+    (action,) = events(tmp_path, "action")
+    assert action["action"] == "rollback" and "at the end" in action["says"] and action["cures"] == ["rollback"]
+    assert trainer.optimizer.param_groups[0]["lr"] == BAD
+    assert guard.verdict is not None and guard.verdict.zone is not Zone.REGRESSED
+
+
 def test_auto_needs_the_optimizer(tmp_path: Path) -> None:
     guard = guard_of(run_dir=tmp_path / "run")
     with pytest.raises(ConfigError, match="on_regression is 'auto', for which the optimizer is needed"):

@@ -33,12 +33,26 @@ def test_at_the_end_auto_acts_on_what_is_not_good_enough_too() -> None:
     assert decide("rollback", large, end=True) is None
 
 
-def test_the_effect_of_a_cure_is_what_the_next_look_sees() -> None:
+def test_the_effect_of_a_cure_is_what_the_next_look_and_loss_see() -> None:
     cured = Cured()
-    assert cured.effect(4, undecided(0.1), []) == []
-    cured.by(["lower_lr"], 4, undecided(0.1), [{"loss": 2.0}, {"eval_loss": 1.5}, {"loss": 0.1}])
-    (event,) = cured.effect(6, undecided(0.05), [{"eval_loss": 1.25}])
-    assert (event["of"], event["drop_before"], event["drop_after"]) == (4, 0.1, 0.05)
+    cured.looked(2, undecided(0.2))
+    assert cured.effect([]) == []
+    before = [{"step": 4, "loss": 2.0}, {"step": 4, "eval_loss": 1.5}]
+    cured.by(["lower_lr"], 4, undecided(0.1), before)
+    assert cured.effect(before) == [], "no look yet"
+    cured.looked(6, undecided(0.05))
+    later = [*before, {"step": 6, "loss": 0.5}]
+    assert cured.effect(later) == [], "the held-out loss of the same weights is still to come"
+    (event,) = cured.effect([*later, {"step": 6, "eval_loss": 1.25}])
+    assert (event["step"], event["of"], event["drop_before"], event["drop_after"]) == (6, 4, 0.1, 0.05)
     assert (event["loss_before"], event["loss_after"]) == (1.5, 1.25)
     assert "10.0% to 5.0%" in event["says"] and "1.500 to 1.250" in event["says"]
-    assert cured.effect(8, undecided(0.0), []) == []
+    assert cured.effect(later, last=True) == []
+
+
+def test_where_the_weights_are_changed_first_the_loss_is_that_of_before_or_unknown() -> None:
+    cured, before = Cured(), [{"step": 4, "eval_loss": 1.5}]
+    cured.by(["lower_lr"], 4, undecided(0.1), before)
+    cured.looked(6, undecided(0.05))
+    (event,) = cured.effect(before, last=True)
+    assert event["loss_before"] == 1.5 and event["loss_after"] is None and "to unknown" in event["says"]

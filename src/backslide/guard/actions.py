@@ -104,7 +104,7 @@ class Actor:
             return False
         return True
 
-    def do(self, action: Action, tools: Tools, step: int, trial: Trial | None = None) -> Done:
+    def do(self, action: Action, tools: Tools, step: int, trial: Trial | None = None, *, end: bool = False) -> Done:
         """Carry an action out. What cannot be done becomes a warning, or a stop where going on would be no use.
 
         Args:
@@ -112,6 +112,7 @@ class Actor:
             tools: what it is done to.
             step: optimizer steps made.
             trial: for `auto`, to measure points on the line with; None: there is nothing on it worth a look.
+            end: whether no step comes after this one, so that only the weights can be mended.
         """
         try:
             return {
@@ -120,7 +121,7 @@ class Actor:
                 "rollback": lambda: self._rollback(action, tools, step),
                 "lower_lr": lambda: self._lower(action, tools, step),
                 "replay": lambda: self._replay(action),
-                "auto": lambda: self._auto(action, tools, step, trial),
+                "auto": lambda: self._auto(action, tools, step, trial, end=end),
             }[action.kind]()
         except Exception as bad:
             why = str(bad) if isinstance(bad, BackslideError) else f"{type(bad).__name__}: {bad}"
@@ -172,7 +173,7 @@ class Actor:
             "lower_lr", says, {"rate_before": max(before, default=None), "rate_after": max(after, default=None)}
         )
 
-    def _auto(self, action: Action, tools: Tools, step: int, trial: Trial | None) -> Done:
+    def _auto(self, action: Action, tools: Tools, step: int, trial: Trial | None, *, end: bool) -> Done:
         if self._snapshot is None or self._snapshot.step is None:
             return Done("stop", f"stopped after step {step}, since there is no state to go back to: {action.reason}")
         if tools.optimizer is None:
@@ -185,10 +186,14 @@ class Actor:
         if self._times > MOST["auto"]:
             says = f"went back to {at} and stopped, since {MOST['auto']} cures were of no use: {action.reason}"
             return Done("stop", says, values, mends=True, verdict=verdict)
+        cures = ["rescale" if share else "rollback"]
+        if end:
+            values["cures"] = cures
+            return Done("rollback", f"went back to {at}, at the end: {action.reason}", values, True, verdict)
         after = cut_rate(tools.optimizer, tools.scheduler, self._options.lr_factor)
         told = [f"lowered the learning rate from {_rate(before)} to {_rate(after)}"]
         functions = {name: getattr(self._options, name) for name in CURES}
-        cures = ["rescale" if share else "rollback", "lower_lr"]
+        cures.append("lower_lr")
         for name in rungs(self._times, [name for name, function in functions.items() if function is not None]):
             try:
                 said = functions[name]()

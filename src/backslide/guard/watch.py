@@ -91,7 +91,7 @@ class Watch:
             state, events = dataclasses.replace(state, broke=None), events[:1]
         self.state = state
         self._losses += [event for event in events if event["event"] == "loss"]
-        self._write(events)
+        self._write([*events, *self._cured.effect(self._losses)])
         broke = self.state.broke
         if broke is None or was is not None:
             return
@@ -127,7 +127,7 @@ class Watch:
         verdict = None if record is None else self._judged(record, step)
         if record is None or verdict is None:
             return None
-        self._write(self._cured.effect(step, verdict, self._losses))
+        self._cured.looked(step, verdict)
         self._last = verdict
         self.looks.append(verdict)
         self.state, events, action = monitor.on_look(self.state, step, verdict, self.options.on_regression)
@@ -154,6 +154,8 @@ class Watch:
             self._act(action, step, tools, self._trial(record, step, tools) if sound else None)
         elif verdict.zone is not Zone.REGRESSED:
             self._keep(tools, step, verdict)
+        if not any(event.get("eval_loss") is not None for event in self._losses):
+            self._write(self._cured.effect(self._losses))
         return verdict
 
     def finish(self, model: Any, step: int, **setup: Any) -> Verdict:
@@ -186,6 +188,7 @@ class Watch:
             judged = {"event": "gate", "step": step, **opening.fields, "zone": gate.zone}
             events.append({**judged, **self.final.header.cost, "says": says})
         end = {"event": "end", "step": step, "zone": self.verdict.zone, "reason": self.verdict.reasons[0]}
+        events = [*self._cured.effect(self._losses, last=True), *events]
         self._write([*events, {**end, "says": str(self.verdict)}])
         verdict = self.verdict
         self._writer.do("run.json", lambda: self.run.update(setup={**self.run.config["setup"], "steps": step, **setup}))
@@ -361,7 +364,9 @@ class Watch:
         return trial
 
     def _act(self, action: Action, step: int, tools: Tools, trial: Trial | None = None) -> None:
-        done = self._actor.do(action, tools, step, trial)
+        self._write(self._cured.effect(self._losses, last=True))
+        end = not self.state.open and step >= self.state.looks[-1]
+        done = self._actor.do(action, tools, step, trial, end=end)
         kinds = self.ranks.gather(done.kind)
         if len(set(kinds)) > 1:
             done = self._actor.apart(action, step, kinds)
