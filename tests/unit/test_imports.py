@@ -35,11 +35,8 @@ def test_neither_torch_nor_scipy_is_needed_to_begin(module: str) -> None:
         "backslide.report.markdown, backslide.report.terminal, backslide.report.summary",
         "backslide.verdict, backslide.diagnosis, backslide.record, backslide.rundir, backslide.suite.suite",
         "backslide.guard.monitor, backslide.guard.policy, backslide.guard.schedule, backslide.config, backslide.data",
-<<<<<<< HEAD
         "backslide.cure.search, backslide.cure.place, backslide.cure.inputs, backslide.report.line",
-=======
         "backslide.cure.mixing",
->>>>>>> cure-replay
     ],
 )
 def test_reports_verdicts_and_the_guards_logic_need_no_torch(modules: str) -> None:
