@@ -3,12 +3,13 @@
 No original data is needed, and what is rehearsed is what the model says before it is tuned. The idea is from Huang et
 al. 2024 (arXiv 2403.01244, self-synthesized rehearsal); there the model also makes up the prompts, from examples of the
 old data, and a later state of it writes the replies anew. Here the prompts are a list, the bundled one of
-`prompts.jsonl` or the user's, and the replies are the base's, by greedy decoding.
+`prompts.jsonl` or the user's, and the replies are the base's, greedy ones unless a temperature is given.
 
 A reply that did not end within its tokens is no row to be learnt: a trainer closes each reply with the end of a turn,
-so it would teach to stop in the middle of a sentence. To leave it out biases nothing, since a greedy reply is one and
-the same for its prompt: fewer prompts are rehearsed, none with another reply. For a divergence from the base it does
-no harm, as the base itself gives no weight to an end at that place; such rows are in `Synthesis.unended`.
+so it would teach to stop in the middle of a sentence. To leave it out biases no greedy reply, since that is one and the
+same for its prompt: fewer prompts are rehearsed, none with another reply. (Drawn ones it makes a little shorter.) For a
+divergence from the base it does no harm, as the base itself gives no weight to an end at that place; such rows are in
+`Synthesis.unended`.
 """
 
 from __future__ import annotations
