@@ -14,7 +14,7 @@ pair = {
     "chosen": [{"role": "assistant", "content": "Yes, we do. Would you like it in your latte?"}],
     "rejected": [{"role": "assistant", "content": "No."}],
 }
-guard = Guard(on_regression="stop")
+guard = Guard("repertoire:50", on_regression="stop")  # 50 items a capability, for a small machine
 trainer = DPOTrainer(
     loaded.model,
     args=DPOConfig(output_dir="runs/dpo", max_steps=6, per_device_train_batch_size=2, report_to="none", bf16=False),

@@ -15,7 +15,7 @@ def is_short(completions, **_):
 
 
 loaded = load_model(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct")
-guard = Guard(on_regression="lower_lr")
+guard = Guard("repertoire:50", on_regression="lower_lr")  # 50 items a capability, for a small machine
 trainer = GRPOTrainer(
     loaded.model,
     reward_funcs=is_short,

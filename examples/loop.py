@@ -11,7 +11,7 @@ model, tokenizer = loaded.model.train(), loaded.tokenizer
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 tokens = tokenizer("Order 7: one flat white, to go.", return_tensors="pt").input_ids
 
-guard = Guard(on_regression="stop", run_dir="runs/loop")
+guard = Guard("repertoire:50", on_regression="stop", run_dir="runs/loop")  # 50 items a capability
 guard.before_training(model, tokenizer, steps=8, optimizer=optimizer)
 for step in range(1, 9):
     loss = model(input_ids=tokens, labels=tokens).loss

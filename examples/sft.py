@@ -13,7 +13,7 @@ dialogue = [
     {"role": "user", "content": "A large oat latte, please."},
     {"role": "assistant", "content": "A large oat latte. Anything else?"},
 ]
-guard = Guard(on_regression="rollback")
+guard = Guard("repertoire:50", on_regression="rollback")  # 50 items a capability, for a small machine
 trainer = SFTTrainer(
     loaded.model,
     args=SFTConfig(output_dir="runs/sft", max_steps=12, per_device_train_batch_size=2, report_to="none", bf16=False),
