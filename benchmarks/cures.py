@@ -109,9 +109,9 @@ def dialogues(data: Path) -> list[dict[str, Any]]:
 
 
 def benchmark(data: Path, name: str) -> Suite:
-    """The first documents of a benchmark as a suite."""
+    """The first documents of a benchmark as a suite, but for those that have a choice twice."""
     lines = (data / "benchmarks" / f"{FILES[name]}.jsonl").read_text("utf-8").splitlines()[:DOCS]
-    rows = [json.loads(line) for line in lines]
+    rows = [row for line in lines if len(set((row := json.loads(line))["choices"])) == len(row["choices"])]
     return Suite(name, tuple(
         ChoiceItem(id=f"{name}-{place}", capability=name, prompt=f"{row['query']}\nAnswer:",
                    choices=tuple(row["choices"]), gold=row["gold"])
