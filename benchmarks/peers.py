@@ -54,7 +54,7 @@ EACH = 44
 """Items of a capability."""
 HELD_OUT = 60
 """Dialogues that nobody trains on."""
-PROMPTS, REPLY = 60, 128
+PROMPTS, REPLY = 120, 128
 """Prompts that the base replies to for the rehearsal file, and tokens of a reply: longer ones are left out."""
 LIMIT = 480
 """Seconds of CPU time: 4 minutes of 2 cores."""
@@ -109,8 +109,8 @@ def rehearse(prompts: Path) -> None:
     loaded = load_model(BUILTIN, dtype="bfloat16")
     tokenizer, rows = loaded.tokenizer, []
     tokenizer.padding_side = "left"
-    for start in range(0, PROMPTS, 15):
-        chats = [[{"role": "user", "content": prompt}] for prompt in asked[start : start + 15]]
+    for start in range(0, PROMPTS, 20):
+        chats = [[{"role": "user", "content": prompt}] for prompt in asked[start : start + 20]]
         batch = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )

@@ -207,14 +207,14 @@ def _pyrecall(case: Case, folder: Path, seed: int, *, replies: bool, replay: boo
     torch.manual_seed(seed)
     random.seed(seed)
     model = Watched(BUILTIN, lora_r=RANK, lora_alpha=ALPHA, learning_rate=RATE, batch_size=BATCH, device="cpu")
-    rows = case.rows()
+    rows, replayed = case.rows(), 0
     if replay:
         assert model.replay_buffer is not None
-        # n + int(0.3 n) is nearest to the budget from below.
-        new = max(n for n in range(1, len(rows) + 1) if n + int(0.3 * n) <= len(rows))
-        rows = rows[:new]
         texts = [model.tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in case.rehearsal()]
         model.replay_buffer.add(texts)
+        # As `learn` counts them; the sum is nearest to the budget from below.
+        new = max(n for n in range(1, len(rows) + 1) if n + min(len(texts), int(0.3 * n)) <= len(rows))
+        rows, replayed = rows[:new], min(len(texts), int(0.3 * new))
     data = Path("data.jsonl")
     data.write_text("".join(json.dumps({"messages": row["messages"]}) + "\n" for row in rows), "utf-8")
     model.now("model.snapshot('before')")
@@ -232,7 +232,7 @@ def _pyrecall(case: Case, folder: Path, seed: int, *, replies: bool, replay: boo
     return {
         "settings": {"trainer": "its own", "targets": sorted(config.target_modules), "schedule": "linear",
                      "dtype": "float32", "dropout": config.lora_dropout, "threshold": 0.1},
-        "rows": {"new": len(rows), "replayed": int(0.3 * len(rows)) if replay else 0},
+        "rows": {"new": len(rows), "replayed": replayed},
         "healthy": bool(report.is_healthy),
         "rolled back": not report.is_healthy and not replay,
         "its scores": {c.category: [round(c.score_before, 4), round(c.score_after, 4)] for c in report.comparisons},
