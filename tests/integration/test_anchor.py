@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from anchor_runs import ROWS, difference, new_model, plain_gradients, plain_kl, 
 from backslide.cure.anchor import Anchor
 from backslide.errors import ConfigError, InputError, ModelError
 from guard_runs import make
+from processes import two
 
 
 def gap(run: tuple[anchor_runs.Recorder, Anchor], method: str, accumulation: int) -> float:
@@ -265,15 +262,6 @@ def test_more_that_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_processes_have_the_gradient_of_all_their_batches(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [*command, anchor_runs.__file__, str(tmp_path)],
-        capture_output=True, text=True, timeout=240, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    two(anchor_runs.__file__, tmp_path)
     gaps = json.loads((tmp_path / "gaps.json").read_text())
     assert set(gaps) == {"lora 1", "full 2"} and max(gaps.values()) < 1e-5

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +13,12 @@ from backslide.guard.callback import Guard
 from backslide.rundir import RunFolder
 from backslide.scoring.ranks import Ranks
 from guard_runs import SMALL, STEPS, make, suite
+from processes import two
 
 
-def two(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """What each of the processes saw."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [*command, guard_ranks.__file__, str(folder), kind],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def watched(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """What each of two processes saw."""
+    two(guard_ranks.__file__, folder, kind)
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -43,7 +28,7 @@ def same(first: dict[str, Any], second: dict[str, Any], *names: str) -> None:
 
 
 def test_each_item_is_scored_once_and_all_have_the_record_of_one_process(tmp_path: Path) -> None:
-    first, second = two(tmp_path, "trainer")
+    first, second = watched(tmp_path, "trainer")
     same(first, second, "weights")
     assert first["scored"] and second["scored"] and not set(first["scored"]) & set(second["scored"])
     work = sorted(len(rank["scored"]) for rank in (first, second))
@@ -65,7 +50,7 @@ def test_each_item_is_scored_once_and_all_have_the_record_of_one_process(tmp_pat
 
 @pytest.mark.parametrize("kind", ["stop", "rollback"])
 def test_all_processes_act_alike(tmp_path: Path, kind: str) -> None:
-    first, second = two(tmp_path, kind)
+    first, second = watched(tmp_path, kind)
     same(first, second, "weights")
     actions = [e for e in RunFolder(tmp_path / "backslide").events() if e["event"] == "action"]
     assert actions and actions[0]["action"] == kind
@@ -73,13 +58,13 @@ def test_all_processes_act_alike(tmp_path: Path, kind: str) -> None:
 
 
 def test_where_a_users_policy_differs_the_first_process_decides(tmp_path: Path) -> None:
-    first, second = two(tmp_path, "function")
+    first, second = watched(tmp_path, "function")
     same(first, second, "weights")
     assert first["step"] == STEPS, "the second process alone had asked to stop"
 
 
 def test_a_fault_of_one_process_leaves_none_waiting(tmp_path: Path) -> None:
-    first, second = two(tmp_path, "breaks")
+    first, second = watched(tmp_path, "breaks")
     same(first, second, "weights")
     assert first["step"] == STEPS and len(first["looks"]) == 1
     assert first["verdict"]["zone"] == "undecided"
@@ -88,7 +73,7 @@ def test_a_fault_of_one_process_leaves_none_waiting(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["loop", "fsdp"])
 def test_a_loop_of_ones_own_with_replicas_and_with_shards(tmp_path: Path, kind: str) -> None:
-    first, second = two(tmp_path, kind)
+    first, second = watched(tmp_path, kind)
     same(first, second)
     assert [look["step"] for look in first["looks"]] == [2, 4]
     if kind == "loop":

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,7 @@ from backslide.rundir import RunFolder
 from backslide.suite.item import ChoiceItem
 from backslide.suite.suite import Suite
 from backslide.testing import tiny_tokenizer
+from processes import two
 from replay_runs import CHAT, NEW, OLD, PAIRS, Raise, counted, make, texts, tokens, weights
 
 
@@ -272,15 +269,7 @@ def test_what_has_nothing_to_learn_is_left_out(tmp_path: Path, jsonl: Any) -> No
 
 
 def test_two_processes_draw_other_rows_and_resume_each_where_it_was(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [*command, replay_ranks.__file__, str(tmp_path)], capture_output=True, text=True, timeout=240, env=environment
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    two(replay_ranks.__file__, tmp_path)
     old = []
     for rank in (0, 1):
         whole, resumed = json.loads((tmp_path / f"rank-{rank}.json").read_text())

@@ -245,7 +245,7 @@ def repair(
 ) -> None:
     """Find the model between BASE and TUNED that keeps the abilities and most of what was learned, without training.
 
-    The exit code is the verdict on the gate half; 1 where no such model is found, and nothing is written then.
+    The exit code is the verdict on the gate half; 1 where there is no such model: OUT then holds measurements alone.
     """
     from backslide.cure.repair import repair as run_repair
 

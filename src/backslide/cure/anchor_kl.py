@@ -99,10 +99,8 @@ class Reader:
     @property
     def head(self) -> Any:
         """The vocabulary projection; None where the model does not show it."""
-        try:
-            return self.model.get_output_embeddings()
-        except (AttributeError, NotImplementedError):
-            return None
+        shown = getattr(self.model, "get_output_embeddings", None)
+        return shown() if shown is not None else None
 
     @property
     def projects(self) -> bool:

@@ -279,7 +279,10 @@ def _against_forgetting(
         lines.append("lower the learning rate first, by a factor of 3 to 10.")
     if "replay" not in setting and not any(cause.name == "no original-domain data" for cause in found):
         lines.append("mix in more original-domain data.")
-    lines.append("without training anew: take an earlier checkpoint, or move the weights back towards the base.")
+    lines.append(
+        "without training anew: take an earlier checkpoint, or move the weights back towards the base "
+        "(backslide repair)."
+    )
     if setup.get("method") == "full" and "method" not in setting:
         lines.append("or train an adapter of small rank (LoRA, r = 8) instead of all weights.")
     return lines

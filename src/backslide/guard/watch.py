@@ -303,10 +303,12 @@ class Watch:
 
     # Judging.
 
-    def _judged(self, record: Record, step: int, *, last: bool = False, gate: bool = False) -> Verdict | None:
+    def _judged(
+        self, record: Record, step: int, *, last: bool = False, gate: bool = False, steers: bool = False
+    ) -> Verdict | None:
         """The verdict on a record; None where it cannot be compared, which is said, and ends no training."""
         try:
-            verdict = self._judge(record, step, last=last, gate=gate)
+            verdict = self._judge(record, step, last=last, gate=gate, steers=steers)
         except Exception as bad:
             self._failed(record.header.part, step, bad)
             return None
@@ -314,12 +316,15 @@ class Watch:
             self._fingerprint = record.header.model_fingerprint
         return verdict
 
-    def _judge(self, record: Record, step: int, *, last: bool, gate: bool) -> Verdict:
+    def _judge(self, record: Record, step: int, *, last: bool, gate: bool, steers: bool) -> Verdict:
         tolerance = Tolerance(accuracy=self.options.tolerance)
         state, out = self.state, self.options.leave_out
         level = state.gate_level if gate else state.level(step, last=last)
         alarms: Alarms | None = None
-        if level is None:
+        if steers:
+            # It raises no alarm, so it has nothing of the run's α, nor a part in a test over the looks.
+            level = Level(fail=state.alpha, passing=state.alpha)
+        elif level is None:
             # Nothing is left to test at, such as at the end of a run that looked at its last step: it proves nothing.
             level = Level(fail=state.looks_alpha, passing=state.alpha)
             alarms = Alarms(frozenset(), state.looks_alpha, "no test left")
@@ -342,23 +347,16 @@ class Watch:
     def _trial(self, record: Record, step: int, tools: Tools) -> Trial:
         """Measures the items of a look again, on weights that were drawn back since.
 
-        It steers and tests nothing, so it has no α of the run; nor does it count for the budget, since only a run that
-        goes wrong pays for it.
+        It does not count for the budget, since only a run that goes wrong pays for it.
         """
         only = frozenset(outcome.id for outcome in record.outcomes)
 
         def trial(share: float) -> Verdict | None:
             path = self.run.tried(step, share)
             found = self._measure(uncompiled(tools.model), "monitor", step, path, only=only, paced=False)
-            if found is None:
-                return None
-            level, accepted = Level(fail=self.options.alpha, passing=self.options.alpha), self.options.tolerance
-            verdict = judge(
-                self.baseline, found, tolerance=Tolerance(accuracy=accepted), level=level,
-                leave_out=self.options.leave_out,
-            )  # fmt: skip
-            self._fingerprint = found.header.model_fingerprint
-            self._write([words.of_trial(step, share, verdict)])
+            verdict = None if found is None else self._judged(found, step, steers=True)
+            if verdict is not None:
+                self._write([words.of_trial(step, share, verdict)])
             return verdict
 
         return trial
