@@ -17,6 +17,7 @@ from backslide.guard import cache, schedule
 from backslide.guard.callback import Guard
 from backslide.record import Record
 from backslide.rundir import RunFolder
+from backslide.scoring.engine import Scorer
 from backslide.suite.suite import Suite
 from backslide.testing import tiny_model, tiny_tokenizer
 from backslide.verdict import Zone
@@ -427,3 +428,21 @@ def test_a_loss_in_ones_own_loop_that_is_no_number(tmp_path: Path) -> None:
     assert guard.after_step(1, 2.5) is None
     assert guard.after_step(2, math.nan) == "stop"
     assert guard.finish().zone is Zone.REGRESSED
+
+
+def test_getting_ready_for_the_looks_is_paid_by_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = Scorer.prepare
+
+    def slow(scorer: Scorer) -> None:
+        time.sleep(0.5)
+        prepare(scorer)
+
+    def spent(folder: str) -> float:
+        guard = Guard(SUITE, budget=0.05, settings=SMALL, cache=False, quiet=True, run_dir=tmp_path / folder)
+        guard.before_training(tiny_model(), tiny_tokenizer(), steps=100)
+        assert guard._watch is not None
+        return guard._watch.pacer.spent
+
+    usual = spent("a")
+    monkeypatch.setattr(Scorer, "prepare", slow)
+    assert spent("b") >= usual + 0.3, "the baseline is counted apart, the half of a second is not"

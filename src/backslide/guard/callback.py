@@ -34,9 +34,9 @@ class Guard(TrainerCallback):
         suite: what the model is asked, or where to read it. Default: the bundled repertoire.
         every: look after every so many optimizer steps, at the whole monitor half unless `budget` is given too.
         looks: number of looks, denser early, each at the whole monitor half unless `budget` is given too.
-        budget: share of the training's time that the looks may take; the judgement at the end and the baseline are
-            counted apart. Looks take as many items as that pays for. Default, where neither `every` nor `looks` is
-            given: 0.05.
+        budget: share of the training's time that the looks may take, getting ready for them included; the judgement at
+            the end and the baseline are counted apart. Looks take as many items as that pays for. Default, where
+            neither `every` nor `looks` is given: 0.05.
         on_regression: `warn`, `stop`, `rollback`, `lower_lr`, `replay`, `auto`, or a function from a look's `Verdict`
             to one of these or None; see `backslide.guard.policy.ACTIONS`.
         tolerance: accepted drop in accuracy of a capability, as a share.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Watch:
     """
 
     def __init__(self, options: Options, training: Training, model: Any, tokenizer: Any, tools: Tools) -> None:
+        began = time.perf_counter()
         self.options, self.training = options, training
         self._actor = Actor(options, training.folder)
         self._actor.check(tools)
@@ -68,7 +70,9 @@ class Watch:
             self._scorer, uncompiled(model), self.baseline, budget=options.share, whole=self._joint is not None,
             ranks=self.ranks,
         )  # fmt: skip
-        self.pacer.spent = begun.past.spent
+        # What makes the suite ready is paid by the looks, which would not be without it.
+        baseline = sum(event.get("seconds", 0.0) for event in begun.events if event["event"] == "baseline")
+        self.pacer.spent = begun.past.spent + max(0.0, time.perf_counter() - began - baseline)
         held = all(self.ranks.gather(self._actor.resume(begun.past, training.step)))
         if not held and (self._last is None or self._last.zone is not Zone.REGRESSED):
             self._keep(tools, training.step, None)
@@ -109,6 +113,7 @@ class Watch:
 
     def look(self, model: Any, step: int, tools: Tools) -> Verdict | None:
         """Look at the monitor half, decide, and act; None where the look was passed over or could not be made."""
+        began = time.perf_counter()
         model = uncompiled(model)
         self._looked = step
         number = len(self.state.done) + 1 if self.state.open else self.state.place(step)
@@ -146,6 +151,7 @@ class Watch:
             {"event": "decision", "step": step, "zone": verdict.zone, "says": f"{verdict} → {doing}"},
         ])  # fmt: skip
         seconds = record.header.cost.get("seconds", 0.0)
+        self.pacer.spent += max(0.0, time.perf_counter() - began - seconds) if earlier is None else 0.0
         then = f" → {action.kind}" if action else ""
         self._tell(f"step {step} ({of}, {items} items, {seconds:.1f} s): {words.brief(verdict)}{then}")
         if action is not None:
