@@ -30,9 +30,10 @@ from typing import Any
 import torch
 from lm_eval_tasks import FILES
 from torch.nn.functional import log_softmax
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from backslide.cure.anchor import Anchor
+from backslide.cure.line import open_line
 from backslide.cure.replay import Replay
 from backslide.cure.synthesis import synthesise
 from backslide.files import read_json, write_json
@@ -48,6 +49,8 @@ BUILD = Path(__file__).parents[1] / "build" / "cures"
 BATCH, LENGTH, EACH, DOCS, HELD_OUT = 4, 128, 44, 200, 32
 FORGETS = {"method": "lora", "rate": 2e-3, "rank": 16}
 """A setting that clearly forgets: what the cures are tried on."""
+SHARES = (0.01, 0.05, 0.1, 0.25)
+"""Of replayed tokens; the share of 0 is the run `FORGETS` itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class Run:
     anchor: float = 0.0
     policy: str | None = None
     """Of a guard with five looks; None: no guard."""
+    alpha: float | None = None
+    """Place on the line from the base to what the run `FORGETS` of this seed left; None: the run's own end."""
     seed: int = 0
 
     @property
@@ -77,25 +82,34 @@ class Run:
             "replay": f"{self.source}-{self.replay:g}",
             "anchor": f"{self.anchor:g}",
             "guard": f"{self.method}-{self.rate:g}-{self.policy}",
+            "repair": f"{self.alpha}",
         }[self.group]
         return f"{self.group}-{how}-{self.seed}"
 
 
 def runs() -> list[Run]:
-    """All runs, those that most of the table rests on first."""
+    """All runs: two seeds of each point, then a third of those that a claim rests on."""
     made = []
-    for seed in (0, 1, 2):
+    for seed in (0, 1):
         made += [Run(group="rate", **FORGETS, seed=seed)]
-        made += [Run(group="replay", replay=share, seed=seed) for share in (0.01, 0.05, 0.25, 0.1)]
-        made += [Run(group="rate", method="full", rate=rate, seed=seed) for rate in (2e-4, 1e-3)]
+        made += [Run(group="replay", replay=share, seed=seed) for share in SHARES]
+        made += [Run(group="rate", method="full", rate=rate, seed=seed) for rate in (1e-4, 5e-4, 2e-5, 1e-3)]
+        made += [Run(group="rate", rate=rate, seed=seed) for rate in (1e-4, 5e-4, 5e-3)]
+        made += [Run(group="steps", steps=steps, seed=seed) for steps in (10, 60)]
+        made += [Run(group="repair", alpha=tenths / 10, seed=seed) for tenths in range(11)]
         made += [Run(group="anchor", anchor=weight, seed=seed) for weight in (0.1, 1.0)]
-        made += [Run(group="guard", rate=5e-3, policy=policy, seed=seed) for policy in ("auto", "rollback", "warn")]
-        if seed < 2:
-            made += [Run(group="rate", rate=rate, seed=seed) for rate in (1e-4, 5e-4, 5e-3)]
-            made += [Run(group="rate", method="full", rate=rate, seed=seed) for rate in (1e-5, 5e-5)]
-            made += [Run(group="rank", rank=rank, seed=seed) for rank in (4, 64)]
-            made += [Run(group="steps", steps=steps, seed=seed) for steps in (10, 60)]
-            made += [Run(group="replay", source="own", replay=s, seed=seed) for s in (0.01, 0.05, 0.1, 0.25)]
+        made += [Run(group="rank", rank=rank, seed=seed) for rank in (4, 64)]
+        made += [Run(group="replay", source="own", replay=share, seed=seed) for share in SHARES]
+    made += [
+        Run(group="guard", rate=5e-3, policy=policy, seed=seed)
+        for seed in (0, 1)
+        for policy in ("warn", "rollback", "auto")
+    ]
+    made += [Run(group="rate", **FORGETS, seed=2)]
+    made += [Run(group="replay", replay=share, seed=2) for share in SHARES]
+    made += [Run(group="rate", method="full", rate=rate, seed=2) for rate in (1e-4, 5e-4)]
+    made += [Run(group="rate", rate=rate, seed=2) for rate in (1e-4, 5e-4)]
+    made += [Run(group="steps", steps=steps, seed=2) for steps in (10, 60)]
     return made
 
 
@@ -213,15 +227,16 @@ def cured(data: Path, folder: Path, run: Run) -> tuple[Any, Guard | None]:
 
 @torch.no_grad()
 def held_out(data: Path, model: Any, before: Any, tokenizer: Any) -> dict[str, float]:
-    """Loss of the new task, and KL to the base on it, in nats a token."""
+    """Loss of the new task, and KL to the base (0 where none is given) on it, in nats a token."""
     loss = kl = tokens = 0.0
     for row in dialogues(data)[-HELD_OUT:]:
         ids = tokenizer.apply_chat_template(row["messages"], return_dict=True, return_tensors="pt")["input_ids"]
         ids = ids[:, :LENGTH].to(model.device)
         now = log_softmax(model(ids).logits[0, :-1].float(), -1)
-        then = log_softmax(before(ids).logits[0, :-1].float(), -1)
         loss -= float(now.gather(1, ids[0, 1:, None]).sum())
-        kl += float((then.exp() * (then - now)).sum())
+        if before is not None:
+            then = log_softmax(before(ids).logits[0, :-1].float(), -1)
+            kl += float((then.exp() * (then - now)).sum())
         tokens += ids.shape[1] - 1
     return {"loss": loss / tokens, "kl": kl / tokens}
 
@@ -255,30 +270,73 @@ def compared(old: Record, new: Record) -> dict[str, Any]:
     return found
 
 
+class Checkpoints(TrainerCallback):
+    """The target's loss at each look of a guard: what the states that a run went through would have been worth."""
+
+    def __init__(self, data: Path, guard: Guard, tokenizer: Any) -> None:
+        self.data, self.guard, self.tokenizer = data, guard, tokenizer
+        self.found: list[dict[str, Any]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Measure, where the guard has just looked."""
+        if len(self.guard.looks) == len(self.found):
+            return
+        was = model.training
+        loss = held_out(self.data, model.eval(), None, self.tokenizer)["loss"]
+        model.train(was)
+        self.found.append({"step": state.global_step, "zone": self.guard.looks[-1].zone.value, "loss": loss})
+
+
+def tuned(data: Path, seed: int) -> Path:
+    """The adapter that the run `FORGETS` left, kept in build/ and trained where it is not there."""
+    folder = BUILD / f"tuned-{seed}"
+    if not (folder / "adapter_config.json").is_file():
+        with scratch() as place:
+            made = trainer(data, place, Run(group="rate", **FORGETS, seed=seed), None)
+            made.train()
+            made.save_model(str(folder))
+    return folder
+
+
+def result_of(data: Path, run: Run, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """What a model that a run left does."""
+    baseline = base(data)
+    found = {name: compared(baseline[name], new) for name, new in records(data, model, tokenizer).items()}
+    before = load_model(BUILTIN, dtype="bfloat16").model
+    target, start = held_out(data, model, before, tokenizer), held_out(data, before, None, tokenizer)
+    return {
+        **asdict(run), "retention": found, "target": {"before": start["loss"], "after": target["loss"]},
+        "kl_new": target["kl"], "moved": moved(model, before),
+    }  # fmt: skip
+
+
 def measure(data: Path, run: Run) -> dict[str, Any]:
     """Make a run and measure what it left."""
     begin = time.perf_counter()
     with scratch() as folder:
+        if run.alpha is not None:
+            open_line(BUILTIN, str(tuned(data, run.seed))).write(folder / "point", run.alpha)
+            point = load_model(folder / "point", dtype="bfloat16")
+            return {**result_of(data, run, point.model, point.tokenizer), "seconds": time.perf_counter() - begin}
         made, guard = cured(data, folder, run)
-        baseline = base(data)
+        checkpoints = None
+        if guard is not None and run.policy == "warn":
+            checkpoints = Checkpoints(data, guard, made.processing_class)
+            made.add_callback(checkpoints)
         trained = time.perf_counter()
         made.train()
         trained = time.perf_counter() - trained
-        model, tokenizer = made.model.eval(), made.processing_class
-        found = {name: compared(baseline[name], new) for name, new in records(data, model, tokenizer).items()}
-        before = load_model(BUILTIN, dtype="bfloat16").model
-        target, start = held_out(data, model, before, tokenizer), held_out(data, before, before, tokenizer)
-        result: dict[str, Any] = {
-            **asdict(run), "retention": found, "target": {"before": start["loss"], "after": target["loss"]},
-            "kl_new": target["kl"], "seconds_training": trained,
-        }  # fmt: skip
+        if run == Run(group="rate", **FORGETS, seed=run.seed):
+            made.save_model(str(BUILD / f"tuned-{run.seed}"))
+        result: dict[str, Any] = {"seconds_training": trained}
         if guard is not None:
             assert guard.verdict is not None and guard.run is not None
             kinds = ("action", "tried", "effect")
             result["verdict"] = guard.verdict.zone.value
             result["events"] = [e["says"] for e in guard.run.events() if e["event"] in kinds]
             result["looks"] = [{"step": look.step, "zone": look.zone.value} for look in guard.looks]
-        result["moved"] = moved(model, before)
+            result["checkpoints"] = checkpoints.found if checkpoints is not None else None
+        result |= result_of(data, run, made.model.eval(), made.processing_class)
     return {**result, "seconds": time.perf_counter() - begin}
 
 
