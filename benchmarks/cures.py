@@ -3,11 +3,13 @@
     python benchmarks/cures.py run [--only PREFIX] [--minutes 60]
     python benchmarks/cures.py list
     python benchmarks/cures.py table
+    python benchmarks/cures.py rounding
 
 SmolLM2-135M in bf16 on the dialogues of `--data` (default: ../shared/data); target = loss on held-out dialogues.
 Retention on ARC-Easy, PIQA and `EACH` items of each capability of the repertoire. Each run leaves
 benchmarks/results/cures/NAME.json; one that is there already is not made again, and `run` goes on where it was
-interrupted.
+interrupted. `table` writes the table and the plot into docs/ from the files that are there; `rounding` prints how many
+of the base's weights are too large for a step of full fine-tuning to change them in bf16.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
+from cures_plan import FORGETS, RESULTS, Run, planned, runs
+from cures_table import publish
 from lm_eval_tasks import FILES
 from torch.nn.functional import log_softmax
 from transformers import PrinterCallback, TrainerCallback
@@ -36,7 +40,7 @@ from backslide.cure.anchor import Anchor
 from backslide.cure.line import open_line
 from backslide.cure.replay import Replay
 from backslide.cure.synthesis import synthesise
-from backslide.files import read_json, write_json
+from backslide.files import write_json
 from backslide.guard.callback import Guard
 from backslide.models import BUILTIN, load_model, quiet
 from backslide.record import Record, pair
@@ -44,73 +48,8 @@ from backslide.scoring.engine import Scorer
 from backslide.suite.item import ChoiceItem
 from backslide.suite.suite import Suite
 
-RESULTS = Path(__file__).parent / "results" / "cures"
 BUILD = Path(__file__).parents[1] / "build" / "cures"
 BATCH, LENGTH, EACH, DOCS, HELD_OUT = 4, 128, 44, 200, 32
-FORGETS = {"method": "lora", "rate": 2e-3, "rank": 16}
-"""A setting that clearly forgets: what the cures are tried on."""
-SHARES = (0.01, 0.05, 0.1, 0.25)
-"""Of replayed tokens; the share of 0 is the run `FORGETS` itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One run of the table."""
-
-    group: str
-    method: str = "lora"
-    rate: float = 2e-3
-    rank: int = 16
-    steps: int = 30
-    replay: float = 0.0
-    source: str = "self"
-    """Of what is replayed: `self`, the base's own replies, or `own`, texts of the original domain."""
-    anchor: float = 0.0
-    policy: str | None = None
-    """Of a guard with five looks; None: no guard."""
-    alpha: float | None = None
-    """Place on the line from the base to what the run `FORGETS` of this seed left; None: the run's own end."""
-    seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """Of its file: the group, what differs from `FORGETS` in it, and the seed."""
-        how = {
-            "rate": f"{self.method}-{self.rate:g}",
-            "rank": f"r{self.rank}",
-            "steps": f"{self.steps}",
-            "replay": f"{self.source}-{self.replay:g}",
-            "anchor": f"{self.anchor:g}",
-            "guard": f"{self.method}-{self.rate:g}-{self.policy}",
-            "repair": f"{self.alpha}",
-        }[self.group]
-        return f"{self.group}-{how}-{self.seed}"
-
-
-def runs() -> list[Run]:
-    """All runs: two seeds of each point, then a third of those that a claim rests on."""
-    made = []
-    for seed in (0, 1):
-        made += [Run(group="rate", **FORGETS, seed=seed)]
-        made += [Run(group="replay", replay=share, seed=seed) for share in SHARES]
-        made += [Run(group="rate", method="full", rate=rate, seed=seed) for rate in (1e-4, 5e-4, 2e-5, 1e-3)]
-        made += [Run(group="rate", rate=rate, seed=seed) for rate in (1e-4, 5e-4, 5e-3)]
-        made += [Run(group="steps", steps=steps, seed=seed) for steps in (10, 60)]
-        made += [Run(group="repair", alpha=tenths / 10, seed=seed) for tenths in range(11)]
-        made += [Run(group="anchor", anchor=weight, seed=seed) for weight in (0.1, 1.0)]
-        made += [Run(group="rank", rank=rank, seed=seed) for rank in (4, 64)]
-        made += [Run(group="replay", source="own", replay=share, seed=seed) for share in SHARES]
-    made += [
-        Run(group="guard", rate=5e-3, policy=policy, seed=seed)
-        for seed in (0, 1)
-        for policy in ("warn", "rollback", "auto")
-    ]
-    made += [Run(group="rate", **FORGETS, seed=2)]
-    made += [Run(group="replay", replay=share, seed=2) for share in SHARES]
-    made += [Run(group="rate", method="full", rate=rate, seed=2) for rate in (1e-4, 5e-4)]
-    made += [Run(group="rate", rate=rate, seed=2) for rate in (1e-4, 5e-4)]
-    made += [Run(group="steps", steps=steps, seed=2) for steps in (10, 60)]
-    return made
 
 
 # The data.
@@ -340,54 +279,39 @@ def measure(data: Path, run: Run) -> dict[str, Any]:
     return {**result, "seconds": time.perf_counter() - begin}
 
 
-# The table.
+def rounding() -> dict[float, float]:
+    """Share of the base's weights that a step of the size of each full run's rate, up or down, leaves as they are.
 
-
-def table() -> None:
-    """Means over seeds of all runs that there are."""
-    found = [read_json(path) for path in sorted(RESULTS.glob("*.json"))]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for run in found:
-        name = Run(**{key: run[key] for key in Run.__dataclass_fields__}).name
-        groups.setdefault(name.rsplit("-", 1)[0], []).append(run)
-    heads = ("run", "seeds", "target loss", "repertoire", "ARC-Easy", "PIQA", "lost/won", "old bits", "KL new", "moved")
-    print(f"| {' | '.join(heads)} |\n|---|{'--:|' * (len(heads) - 1)}")
-    for name, group in groups.items():
-        kept = [run["retention"] for run in group]
-        cells = [
-            name, str(len(group)), spread([run["target"]["after"] for run in group]),
-            *(spread([100 * one[part]["after"] for one in kept], 1) for part in ("repertoire", "arc_easy", "piqa")),
-            f"{sum(one['repertoire']['lost'] for one in kept)}/{sum(one['repertoire']['won'] for one in kept)}",
-            spread([one["repertoire"]["bits"][1] for one in kept]), spread([run["kl_new"] for run in group]),
-            spread([100 * run["moved"] for run in group], 2),
-        ]  # fmt: skip
-        print(f"| {' | '.join(cells)} |")
-    if found:
-        start = found[0]
-        print(f"\nbase: target loss {start['target']['before']:.3f}, " + ", ".join(
-            f"{name} {100 * one['before']:.1f}%" for name, one in start["retention"].items()
-        ) + f", old bits {start['retention']['repertoire']['bits'][0]:.3f}")  # fmt: skip
-
-
-def spread(values: list[float], digits: int = 3) -> str:
-    """Mean, and the standard deviation over seeds where there are several."""
-    more = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):.{digits}f}{more}"
+    Adam's first steps are of that size; later ones are mostly smaller.
+    """
+    rates = sorted(point.rate for point in planned(group="rate", method="full"))
+    model = load_model(BUILTIN, dtype="bfloat16").model
+    weights = [weight.detach() for weight in model.parameters()]
+    kept = dict.fromkeys(rates, 0)
+    for weight in weights:
+        for rate in rates:
+            kept[rate] += sum(int((weight + step == weight).sum()) for step in (rate, -rate))
+    return {rate: count / 2 / sum(weight.numel() for weight in weights) for rate, count in kept.items()}
 
 
 def main() -> None:
     """Read the arguments and do as they say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "list", "table"))
+    parser.add_argument("what", choices=("run", "list", "table", "rounding"))
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--only", default="", help="runs whose name begins so")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so many")
     asked = parser.parse_args()
     if asked.what == "table":
-        table()
+        print(publish())
         return
-    if asked.what == "run" and not (asked.data / "dialogues").is_dir():
-        raise SystemExit(f"{asked.data}: has no dialogues; give the folder with --data")
+    if asked.what == "rounding":
+        print(", ".join(f"{rate:g}: {share:.0%}" for rate, share in rounding().items()))
+        return
+    if asked.what == "run":
+        for folder in ("dialogues", "benchmarks"):
+            if not (asked.data / folder).is_dir():
+                raise SystemExit(f"{asked.data}: has no {folder}; give the folder with --data")
     end = time.monotonic() + 60 * asked.minutes
     for run in runs():
         path = RESULTS / f"{run.name}.json"

@@ -1,4 +1,7 @@
-"""One small plot as SVG, by hand: groups of points, each a colour in the legend, with arrows from a state before."""
+"""One small plot as SVG, by hand: groups of points, each a colour in the legend.
+
+A group is a cloud with its mean, to which an arrow may lead from a state before, or a series with a line through it.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,24 @@ from dataclasses import dataclass
 from html import escape
 from statistics import fmean
 
-COLOURS = ("#111111", "#0969da", "#cf222e", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#57606a", "#0f8a8a", "#d4622a")
+COLOURS = ("#111111", "#0969da", "#cf222e", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#57606a", "#0f8a8a", "#d4622a",
+           "#6e7f14", "#4c2889")  # fmt: skip
 LEFT, TOP, WIDE, HIGH, LEGEND = 70, 46, 430, 300, 230
 """Pixels: the corner of the axes, their size, and the width beside them for the legend."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Points of one kind, drawn as small dots with a large one at their mean."""
+    """Points of one kind, drawn as small dots with a large one at their mean; or a series, see `ordered`."""
 
     name: str
     points: Sequence[tuple[float, float]]
     before: Sequence[tuple[float, float]] = ()
     """Where they came from: an arrow leads from the mean of these to the mean of the points."""
+    ordered: bool = False
+    """A series: a line leads through the points as they come, and none of them, nor their mean, stands out."""
+    labels: Sequence[str] = ()
+    """Of a series: words beside its points, one each; an empty one is not drawn."""
 
 
 def scatter(groups: Sequence[Group], *, title: str, x: str, y: str, line: tuple[float, str] | None = None) -> str:
@@ -33,11 +41,14 @@ def scatter(groups: Sequence[Group], *, title: str, x: str, y: str, line: tuple[
         y: words at the axis upwards.
         line: a height at which a dashed line runs, and its name.
 
-    Raises `ValueError` where there is nothing to draw.
+    Raises `ValueError` where there is nothing to draw, or a label too many or too few.
     """
     everything = [point for group in groups for point in (*group.points, *group.before)]
     if not everything or not all(group.points for group in groups):
         raise ValueError("a plot needs groups, and each of them a point")
+    for group in groups:
+        if group.labels and not (group.ordered and len(group.labels) == len(group.points)):
+            raise ValueError(f"{group.name} has {len(group.labels)} labels; a series has one for each of its points")
     heights = [point[1] for point in everything] + ([line[0]] if line else [])
     low_x, high_x, ticks_x = _axis([point[0] for point in everything])
     low_y, high_y, ticks_y = _axis(heights)
@@ -75,6 +86,12 @@ def scatter(groups: Sequence[Group], *, title: str, x: str, y: str, line: tuple[
         ]
     for place, group in enumerate(groups):
         colour = COLOURS[place % len(COLOURS)]
+        row = TOP + 12 + 20 * place
+        parts.append(f'<circle cx="{LEFT + WIDE + 22}" cy="{row}" r="6" fill="{colour}" fill-opacity="0.75"/>')
+        parts.append(_text(LEFT + WIDE + 36, row + 4, group.name, "start"))
+        if group.ordered:
+            parts += _series([at(point) for point in group.points], group.labels, colour)
+            continue
         own = at(_mean(group.points))
         if group.before and math.dist(came := at(_mean(group.before)), own) > 12:
             # It ends at the rim of the dot.
@@ -87,10 +104,20 @@ def scatter(groups: Sequence[Group], *, title: str, x: str, y: str, line: tuple[
                 f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="2.5" fill="{colour}"/>' for cx, cy in map(at, group.points)
             ]
         parts.append(f'<circle cx="{own[0]:.1f}" cy="{own[1]:.1f}" r="6" fill="{colour}" fill-opacity="0.75"/>')
-        row = TOP + 12 + 20 * place
-        parts.append(f'<circle cx="{LEFT + WIDE + 22}" cy="{row}" r="6" fill="{colour}" fill-opacity="0.75"/>')
-        parts.append(_text(LEFT + WIDE + 36, row + 4, group.name, "start"))
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _series(spots: Sequence[tuple[float, float]], labels: Sequence[str], colour: str) -> list[str]:
+    """A line through the places, a dot at each, and the labels above them to the right."""
+    path = " ".join(f"{cx:.1f},{cy:.1f}" for cx, cy in spots)
+    parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5" stroke-opacity="0.6"/>']
+    parts += [f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4" fill="{colour}" fill-opacity="0.75"/>' for cx, cy in spots]
+    for (cx, cy), words in zip(spots, labels, strict=False):
+        if words:
+            parts.append(
+                f'<text x="{cx + 5:.1f}" y="{cy - 5:.1f}" font-size="9" fill="{colour}">{escape(words)}</text>'
+            )
+    return parts
 
 
 def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:

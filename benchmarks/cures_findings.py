@@ -1,0 +1,89 @@
+"""The runs of the cures beside one another: what each gives back, LoRA against all weights, and what foretells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cures_plan import headings
+from cures_results import Missing, Points, curves, distinct, means, rank_correlation, shared
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose first column is words."""
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def given_back(found: Points) -> list[str]:
+    """What each cure gives back of what the run without it lost, and leaves of what that learnt."""
+    rows = []
+    for heading in headings():
+        for point in heading.points:
+            # The ends of the line are the base and the run itself; a guard that warns changes nothing.
+            if heading.without in (None, point) or point.group != heading.group or point.policy == "warn":
+                continue
+            if point.alpha in (0.0, 1.0):
+                continue
+            try:
+                seeds = shared(found, heading.without, point)
+                lost, rise, gain = (now / then for then, now in (
+                    means(found, quantity, heading.without, point) for quantity in ("drop", "rise", "gain")
+                ))  # fmt: skip
+            except Missing:
+                continue
+            rows.append([
+                f"{heading.name} {heading.label(point)}", str(len(seeds)), *(f"{1 - x:.0%}" for x in (lost, rise)),
+                f"{gain:.0%}",
+            ])  # fmt: skip
+    heads = ("cure", "seeds", "lost accuracy back", "rise in old bits taken back", "gain in target loss kept")
+    title = "**What a cure gives back, and what it costs**, against the run without it, over the seeds that both have"
+    return ["", title, "", *markdown(heads, rows)] if rows else []
+
+
+def at_equal_loss(found: Points) -> list[str]:
+    """LoRA against all weights where both have learnt as much: one is measured there, the other read off its line."""
+    try:
+        both = curves(found)
+    except Missing:
+        return []
+    said = {"lora": "LoRA", "full": "all weights"}
+    rows = []
+    for method, curve in both.items():
+        other = "full" if method == "lora" else "lora"
+        for rate, measured in curve.down[1:]:
+            read = {name: both[other].at(measured["target"], name) for name in ("rise", "drop", "kl")}
+            if None in read.values():
+                continue
+            at = {method: measured, other: read}
+            cells = [f"{at[m]['rise']:+.3f}" for m in said] + [f"{100 * at[m]['drop']:+.1f}" for m in said]
+            cells += [f"{at[m]['kl']:.3f}" for m in said]
+            rows.append((measured["target"], [f"{said[method]} at {rate:g}", f"{measured['target']:.3f}", *cells]))
+    heads = ["measured", "target loss"]
+    heads += [f"{what}, {m}" for what in ("rise in old bits", "points lost", "KL") for m in said.values()]
+    title = (
+        "**LoRA r = 16 against all weights at equal target loss**; the method that was not measured there is read off "
+    )
+    title += "the straight line between its two nearest rates"
+    return ["", title, "", *markdown(heads, [cells for _, cells in sorted(rows, reverse=True)])] if rows else []
+
+
+def foretold(found: Points) -> list[str]:
+    """How well the KL on the new task and the distance of the weights tell what was lost."""
+    runs = distinct(found)
+    sets = {
+        "all": runs,
+        "trained, LoRA": [pair for pair in runs if pair[0].alpha is None and pair[0].method == "lora"],
+        "trained, all weights": [pair for pair in runs if pair[0].method == "full"],
+        "repair": [pair for pair in runs if pair[0].alpha is not None],
+    }
+    rows = []
+    for name, own in sets.items():
+        results = [result for _, result in own]
+        try:
+            cells = [f"{rank_correlation(results, a, b):.2f}" for b in ("drop", "rise") for a in ("kl", "moved")]
+        except Missing:
+            continue
+        rows.append([name, str(len(results)), *cells])
+    heads = ["runs", "", *(f"{a}, {b}" for b in ("accuracy lost", "old bits") for a in ("KL", "distance"))]
+    title = "**What foretells forgetting**: rank correlations (Spearman) over runs"
+    return ["", title, "", *markdown(heads, rows)] if rows else []
