@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cures_plan import headings
-from cures_results import Missing, Points, curves, distinct, means, rank_correlation, shared
+from cures_plan import headings, planned
+from cures_results import QUANTITIES, Missing, Points, curves, distinct, means, rank_correlation, shared
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -37,6 +37,28 @@ def given_back(found: Points) -> list[str]:
             ])  # fmt: skip
     heads = ("cure", "seeds", "lost accuracy back", "rise in old bits taken back", "gain in target loss kept")
     title = "**What a cure gives back, and what it costs**, against the run without it, over the seeds that both have"
+    return ["", title, "", *markdown(heads, rows)] if rows else []
+
+
+def auto_against_checkpoints(found: Points) -> list[str]:
+    """What `auto` learnt, against the best state that the unguarded run went through, by the looks at it."""
+    warn, auto = (planned(group="guard", policy=policy)[0] for policy in ("warn", "auto"))
+    rows = []
+    for seed in sorted(found.get(warn, {}).keys() & found.get(auto, {}).keys()):
+        unguarded, guarded = found[warn][seed], found[auto][seed]
+        gain = QUANTITIES["gain"](guarded)
+        cells = [str(seed), guarded["verdict"], f"{gain:.3f}"]
+        for zones in (("retained",), ("retained", "undecided")):
+            states = [state for state in unguarded["checkpoints"] if state["zone"] in zones]
+            if not states:
+                cells.append("none")
+                continue
+            best = min(states, key=lambda state: state["loss"])
+            most = unguarded["target"]["before"] - best["loss"]
+            cells.append(f"{most:.3f} (step {best['step']}), {gain / most:.0%}" if most > 0 else f"{most:.3f}")
+        rows.append(cells)
+    heads = ("seed", "verdict", "gain", "best retained checkpoint, and `auto`'s share", "best not regressed, likewise")
+    title = "**`auto` against the unguarded run's checkpoints**: gain in target loss, and auto's as a share"
     return ["", title, "", *markdown(heads, rows)] if rows else []
 
 

@@ -115,13 +115,26 @@ def test_what_a_cure_gives_back() -> None:
     assert "| Replay of own replies 1% | 1 | 75% | 75% | 80% |" in findings.given_back(found)
 
 
+def test_auto_is_held_against_the_best_state_that_was_not_lost() -> None:
+    warn, auto = (plan.planned(group="guard", policy=policy)[0] for policy in ("warn", "auto"))
+    looks = [("retained", 3.0), ("undecided", 2.0), ("regressed", 1.0)]
+    states = [{"step": step, "zone": zone, "loss": loss} for step, (zone, loss) in enumerate(looks, 1)]
+    found = {
+        warn: {seed: made_up(warn) | {"verdict": "regressed", "checkpoints": states[seed:]} for seed in (0, 1, 2)},
+        auto: {seed: made_up(auto, target=2.5) | {"verdict": "undecided", "checkpoints": None} for seed in (0, 1)},
+    }
+    lines = findings.auto_against_checkpoints(found)
+    assert "| 0 | undecided | 1.500 | 1.000 (step 1), 150% | 2.000 (step 2), 75% |" in lines
+    assert lines[-1] == "| 1 | undecided | 1.500 | none | 2.000 (step 2), 75% |", "and no seed that only one has"
+
+
 def test_every_planned_point_is_in_the_table_and_the_reference_wherever_it_belongs() -> None:
     found = {
         point: {0: made_up(point, lost=20 + place, bits=1.4 + place / 100, kl=1.0 + place)}
         for place, point in enumerate(plan.planned())
     }
     for point in plan.planned(group="guard"):
-        found[point][0]["verdict"] = "retained"
+        found[point][0] |= {"verdict": "retained", "checkpoints": []}
     text = table.section(found)
     for heading in plan.headings():
         assert f"**{heading.title}**" in text
