@@ -92,11 +92,14 @@ def at_equal_loss(found: Points) -> list[str]:
 def foretold(found: Points) -> list[str]:
     """How well the KL on the new task and the distance of the weights tell what was lost."""
     runs = distinct(found)
+    plain = [pair for pair in runs if pair[0].group in ("rate", "rank", "steps")]
     sets = {
         "all": runs,
-        "trained, LoRA": [pair for pair in runs if pair[0].alpha is None and pair[0].method == "lora"],
-        "trained, all weights": [pair for pair in runs if pair[0].method == "full"],
-        "repair": [pair for pair in runs if pair[0].alpha is not None],
+        "plain training: rates, ranks, steps": plain,
+        "of these LoRA": [pair for pair in plain if pair[0].method == "lora"],
+        "of these all weights": [pair for pair in plain if pair[0].method == "full"],
+        "replay and anchor": [pair for pair in runs if pair[0].group in ("replay", "anchor")],
+        "repair": [pair for pair in runs if pair[0].group == "repair"],
     }
     rows = []
     for name, own in sets.items():
@@ -106,6 +109,6 @@ def foretold(found: Points) -> list[str]:
         except Missing:
             continue
         rows.append([name, str(len(results)), *cells])
-    heads = ["runs", "", *(f"{a}, {b}" for b in ("accuracy lost", "old bits") for a in ("KL", "distance"))]
+    heads = ["runs", "number", *(f"{a}, {b}" for b in ("accuracy lost", "old bits") for a in ("KL", "distance"))]
     title = "**What foretells forgetting**: rank correlations (Spearman) over runs"
     return ["", title, "", *markdown(heads, rows)] if rows else []
