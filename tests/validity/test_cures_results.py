@@ -4,6 +4,8 @@
 a mean over whole texts, so it moves where no item flips yet, and it knows nothing of the new task; the KL to the base,
 measured on the new task, grows with what is learnt there, whether or not anything else is lost. Points are compared by
 their means over the seeds that all of them have. A test whose files are not there is skipped, and says which.
+
+What did not come out so is marked, with what came out; should more runs turn it round, the mark fails (`strict`).
 """
 
 from __future__ import annotations
@@ -54,10 +56,16 @@ def rises(values: list[float]) -> bool:
     return all(a < b for a, b in itertools.pairwise(values))
 
 
+def not_so(what_came_out: str) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=what_came_out)
+
+
 # More training forgets more.
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=not_so(
+    "2e-5 and 1e-4 both read prose a little better than base (1.3659): 1.3625 and 1.3615 bits; then 1.547 and 1.917"
+))])  # fmt: skip
 def test_old_loss_rises_with_the_learning_rate(found: Found, method: str) -> None:
     points = sorted(plan.planned(group="rate", method=method), key=lambda point: point.rate)
     assert len(points) >= 4
@@ -65,6 +73,7 @@ def test_old_loss_rises_with_the_learning_rate(found: Found, method: str) -> Non
     assert rises(values), values
 
 
+@not_so("10, 30 and 60 steps: 1.442, 1.503 and 1.501 bits; of the two seeds one rises from 30 to 60 and one falls")
 def test_old_loss_rises_with_the_steps(found: Found) -> None:
     points = sorted([FORGETS, *plan.planned(group="steps")], key=lambda point: point.steps)
     assert len(points) >= 3
@@ -124,7 +133,10 @@ def test_at_an_equal_rate_lora_drifts_less_and_learns_less_than_all_weights(foun
     assert rises(means(found, "gain", *pair))
 
 
-@pytest.mark.parametrize("lost", ["drop", "rise"])
+@pytest.mark.parametrize("lost", [
+    pytest.param("drop", marks=not_so("over 56 runs: 0.47 for KL, 0.56 for the distance")),
+    pytest.param("rise", marks=not_so("over 56 runs: 0.79 for KL, 0.81 for the distance")),
+])  # fmt: skip
 def test_kl_on_the_new_task_foretells_forgetting_better_than_the_distance_of_the_weights(
     found: Found, lost: str
 ) -> None:
