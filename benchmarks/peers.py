@@ -11,7 +11,9 @@ is a model's folder, and that is loaded and scored here: by the loss on held-out
 error as its result.
 
 A run leaves a small file in benchmarks/results/peers/; one that is there already is not made again. The plot goes to
-docs/peers.svg. It shows the gate half, of which no contestant has seen anything.
+docs/peers.svg. It and the verdicts rest on the gate half, by which nobody chose anything: the monitor half steers the
+contestants `repair` and `auto`. What certifies a repair, or judges a guarded run at its end, does open the gate half,
+and can refuse the point that was chosen, not choose another.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from peers_contestants import BATCH, BUILTIN, CONTESTANTS, LENGTH, RATE, STEPS
+from peers_case import BATCH, BUILTIN, EACH, LENGTH, RATE, STEPS
+from peers_contestants import CONTESTANTS, FIRST_SEED_ALONE
 from scatter import Group, scatter
 
 from backslide.files import read_json, read_lines, write_json, write_lines, write_text
@@ -50,10 +53,8 @@ RESULTS, BUILD, PLOT = HERE / "results" / "peers", ROOT / "build" / "peers", ROO
 PEERS = ("pyrecall==0.12.1", "avr-cl==0.1.0")
 BESIDE = ("trl", "scipy")
 """What the plain run needs in the peers' environment: TRL trains it, scipy is imported on the way."""
-EACH = 44
-"""Items of a capability."""
-HELD_OUT = 60
-"""Dialogues that nobody trains on."""
+HELD_OUT, VALIDATION = 60, 20
+"""Dialogues that nobody trains on: those that score all, and those that a cure may choose by."""
 PROMPTS, REPLY = 120, 128
 """Prompts that the base replies to for the rehearsal file, and tokens of a reply: longer ones are left out."""
 LIMIT = 480
@@ -91,9 +92,10 @@ def case(data: Path, seed: int) -> Path:
     rows = [row for _, row in read_lines(data / "dialogues" / "taskmaster4.jsonl")]
     random.Random(0).shuffle(rows)
     write_lines(BUILD / "held_out.jsonl", rows[:HELD_OUT])
-    rows = rows[HELD_OUT:]
-    random.Random(seed).shuffle(rows)
     folder = BUILD / f"case-{seed}"
+    write_lines(folder / "validation.jsonl", rows[HELD_OUT : HELD_OUT + VALIDATION])
+    rows = rows[HELD_OUT + VALIDATION :]
+    random.Random(seed).shuffle(rows)
     write_lines(folder / "dialogues" / "taskmaster4.jsonl", rows[: STEPS * BATCH])
     write_text(folder / "base.txt", resolve(BUILTIN, print))
     return folder
@@ -231,7 +233,8 @@ def runs(data: Path, seeds: list[int], only: str | None, prompts: Path) -> None:
         folder = case(data, seed)
         for name in CONTESTANTS:
             path = RESULTS / f"{name}-{seed}.json"
-            if path.exists() or (only is not None and only != name):
+            late = name in FIRST_SEED_ALONE and seed > 0
+            if path.exists() or late or (only is not None and only != name):
                 continue
             found = run(name, seed, folder, python, ruler)
             write_json(path, found)

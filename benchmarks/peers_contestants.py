@@ -21,71 +21,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RATE, RANK, ALPHA = 2e-3, 8, 16
-"""Of every contestant that lets it be set: a rate at which LoRA clearly forgets here."""
-STEPS, BATCH, LENGTH = 30, 4, 128
-"""As `benchmarks/guard.py` has them; rows of training are their product."""
-BUILTIN = "smollm2-135m-instruct"
-
-
-@dataclass(frozen=True)
-class Case:
-    """What every contestant is given."""
-
-    folder: Path
-
-    @property
-    def data(self) -> Path:
-        """A folder of the shape of ../shared/data, with the rows of training alone."""
-        return self.folder
-
-    @property
-    def file(self) -> Path:
-        """The rows of training: STEPS × BATCH dialogues, one epoch."""
-        return self.folder / "dialogues" / "taskmaster4.jsonl"
-
-    @property
-    def base(self) -> Path:
-        """The folder of the base model."""
-        return Path((self.folder / "base.txt").read_text("utf-8"))
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of training."""
-        return _lines(self.file)
-
-    def rehearsal(self) -> list[dict[str, Any]]:
-        """The base's own replies to questions of general interest: what stands for its former training data."""
-        return _lines(self.folder.parent / "rehearsal.jsonl")
-
-
-@dataclass
-class Stage:
-    """How far a contestant has come, for the record of one that fails."""
-
-    name: str = "start"
-
-
-stage = Stage()
-
-
-class OutOfTimeError(BaseException):
-    """The limit of CPU time is reached; no `except Exception` of other people's code may swallow it."""
-
-
-# What is compared against.
-
-
-def plain(case: Case, folder: Path, seed: int) -> dict[str, Any]:
-    """The fine-tune alone."""
-    trainer = _trainer(case, folder, seed)
-    trainer.train()
-    trainer.model.save_pretrained(folder / "model")
-    return {"settings": {"trainer": "TRL", "targets": "all-linear", "schedule": "constant", "dtype": "bfloat16"}}
-
+import peers_own as own
+from peers_case import ALPHA, BATCH, BUILTIN, LENGTH, RANK, RATE, Case, OutOfTimeError, stage, trainer_of
 
 # avr-cl: "Anchor, Verify, Repair".
 
@@ -127,7 +67,7 @@ def avr_layer(case: Case, folder: Path, seed: int) -> dict[str, Any]:
     """
     import avr
 
-    trainer = _trainer(case, folder, seed)
+    trainer = trainer_of(case, folder, seed)
     model, tokenizer = trainer.model, trainer.processing_class
     examples = [(row["messages"][0]["content"], row["messages"][1]["content"], "") for row in case.rehearsal()]
     prior = {"before": {"train": examples}}
@@ -241,7 +181,11 @@ def _pyrecall(case: Case, folder: Path, seed: int, *, replies: bool, replay: boo
 
 
 CONTESTANTS: dict[str, tuple[Callable[[Case, Path, int], dict[str, Any]], str | None]] = {
-    "plain": (plain, None),
+    "plain": (own.plain, None),
+    "repair": (own.repair, None),
+    "replay": (own.replay, None),
+    "anchor": (own.anchor, None),
+    "auto": (own.auto, None),
     "avr-run": (avr_run, "avr-cl"),
     "avr-layer": (avr_layer, "avr-cl"),
     "pyrecall": (pyrecall, "pyrecall"),
@@ -249,24 +193,8 @@ CONTESTANTS: dict[str, tuple[Callable[[Case, Path, int], dict[str, Any]], str | 
     "pyrecall-replay": (pyrecall_replay, "pyrecall"),
 }
 """Name: (function, the package that it is about; None: it runs in this project's own environment)."""
-
-
-def _trainer(case: Case, folder: Path, seed: int) -> Any:
-    """The run of `benchmarks/guard.py` on the case's rows; equal for equal seeds."""
-    from guard import BATCH as batch
-    from guard import LENGTH as length
-    from guard import STEPS as steps
-    from guard import trainer
-    from transformers import set_seed
-
-    if (steps, batch, length) != (STEPS, BATCH, LENGTH):
-        raise RuntimeError(f"benchmarks/guard.py has {steps} steps of {batch} rows of {length} tokens; change STEPS …")
-    set_seed(seed)
-    return trainer(case.data, folder / "trainer", None, method="lora", rate=RATE, steps=STEPS, seed=seed)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+FIRST_SEED_ALONE = {"pyrecall": "each of its checks writes 90 replies, and that alone takes the whole limit"}
+"""Contestants that run for seed 0 alone, and why."""
 
 
 def _out_of_time(*_: object) -> None:
