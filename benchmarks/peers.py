@@ -22,7 +22,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import random
 import shutil
@@ -246,33 +245,44 @@ def runs(data: Path, seeds: list[int], only: str | None, prompts: Path) -> None:
 
 def table() -> str:
     """All results as Markdown, a contestant a row, means over seeds; those that failed below."""
-    base = read_json(RESULTS / "base.json")["model"]
+    base, found = read_json(RESULTS / "base.json")["model"], _stored()
     heads = ("contestant", "seeds", "target loss", "of plain's gain", "accuracy, all", "gate half", "lost/won, gate",
              "verdicts", "CPU s")  # fmt: skip
-    rows, failed = [], []
-    found = _stored()
-    plain = [r["model"]["target loss"] for r in found.get("plain", []) if "model" in r]
-    gain = base["target loss"] - fmean(plain) if plain else math.nan
+    plain = {r["seed"]: base["target loss"] - r["model"]["target loss"] for r in found.get("plain", []) if "model" in r}
+    rows = []
     for name, results in {"base": [{"model": base}], **found}.items():
         for state in ("before", "model"):
             good = [r for r in results if state in r]
             if not good:
                 continue
-            loss = fmean(r[state]["target loss"] for r in good)
             part = {h: fmean(r[state]["accuracy"][h] for r in good) for h in HALVES}
             lost, won = (fmean(r[state][kind]["gate"] for r in good) for kind in ("lost", "won"))
-            zones = ", ".join(sorted({r[state]["verdict"]["zone"] for r in good}))
-            spent = fmean(r.get("cpu seconds", 0.0) for r in good) if name != "base" and state == "model" else None
-            shown = name if state == "model" else f"{name}, before its cure"
-            rows.append((shown, str(len(good)), f"{loss:.3f}", f"{(base['target loss'] - loss) / gain:.0%}",
-                         f"{part['all']:.1%}", f"{part['gate']:.1%}", f"{lost:.3g}/{won:.3g}", zones,
-                         "" if spent is None else f"{spent:.0f}"))  # fmt: skip
-        failed += [r for r in results if "failed" in r]
-    lines = [f"| {' | '.join(row)} |" for row in (heads, ("---",) * len(heads), *rows)]
-    for r in failed:
-        version = r["versions"][r["package"]] if r["package"] else ""
-        at = f"{r['failed']['stage']}: {r['failed']['error']} (after {r['cpu seconds']:.0f} s of CPU time)"
-        lines.append(f"\n`{r['contestant']}`, {r['package']} {version}, seed {r['seed']}, failed at {at}.")
+            zones = [r[state]["verdict"]["zone"] for r in good]
+            gains = [(base["target loss"] - r[state]["target loss"]) / plain[r["seed"]] for r in good
+                     if r.get("seed") in plain]  # fmt: skip
+            spent = fmean(r["cpu seconds"] for r in good) if name != "base" and state == "model" else None
+            rows.append((
+                name if state == "model" else f"{name}, before its cure", "" if name == "base" else str(len(good)),
+                f"{fmean(r[state]['target loss'] for r in good):.3f}", f"{fmean(gains):.0%}" if gains else "",
+                f"{part['all']:.1%}", f"{part['gate']:.1%}", f"{lost:.3g}/{won:.3g}",
+                ", ".join(f"{zones.count(zone)} {zone}" for zone in sorted(set(zones))),
+                "" if spent is None else f"{spent:.0f}",
+            ))  # fmt: skip
+    lines = [f"| {' | '.join(row)} |" for row in (heads, ("---", *["--:"] * 6, "---", "--:"), *rows)]
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for r in (r for results in found.values() for r in results if "failed" in r):
+        alike.setdefault((r["contestant"], r["failed"]["stage"], r["failed"]["error"]), []).append(r)
+    for (name, stage, error), group in alike.items():
+        package = group[0]["package"]
+        version = f" ({package} {group[0]['versions'][package]})" if package else ""
+        seeds = ", ".join(str(r["seed"]) for r in group)
+        spent = fmean(r["cpu seconds"] for r in group)
+        lines.append(
+            f"\n`{name}`{version}, seed {seeds}, failed at {stage}: {error} (after {spent:.0f} s of CPU time)."
+        )
+    for name, why in FIRST_SEED_ALONE.items():
+        if name in found:
+            lines.append(f"\n`{name}` ran for seed 0 alone: {why}.")
     return "\n".join(lines)
 
 
