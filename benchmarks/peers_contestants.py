@@ -227,7 +227,9 @@ CONTESTANTS: dict[str, tuple[Callable[[Case, Path, int], dict[str, Any]], str | 
     "pyrecall-replay": (pyrecall_replay, "pyrecall"),
 }
 """Name: (function, the package that it is about; None: it runs in this project's own environment)."""
-FIRST_SEED_ALONE = {"pyrecall": "each of its checks writes 90 replies, and that alone takes the whole limit"}
+FIRST_SEED_ALONE = {
+    "pyrecall": "its snapshot and its check write 90 replies each, which is more than the limit pays for"
+}
 """Contestants that run for seed 0 alone, and why."""
 
 
