@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from backslide.version import __version__
 
 if TYPE_CHECKING:
+    from backslide.cure.anchor import Anchor
+    from backslide.cure.repair import repair
+    from backslide.cure.replay import Replay
     from backslide.errors import BackslideError, InputError
     from backslide.guard.callback import Guard
     from backslide.judge import judge
@@ -20,11 +23,13 @@ if TYPE_CHECKING:
 
 # Where each public name lives; looked up on first use, so that importing backslide imports neither torch nor SciPy.
 _HOMES = {
+    "Anchor": "backslide.cure.anchor",
     "BackslideError": "backslide.errors",
     "Guard": "backslide.guard.callback",
     "InputError": "backslide.errors",
     "Outcome": "backslide.record",
     "Record": "backslide.record",
+    "Replay": "backslide.cure.replay",
     "Scorer": "backslide.scoring.engine",
     "Settings": "backslide.scoring.engine",
     "Suite": "backslide.suite.suite",
@@ -33,12 +38,13 @@ _HOMES = {
     "Zone": "backslide.verdict",
     "judge": "backslide.judge",
     "load_model": "backslide.models",
+    "repair": "backslide.cure.repair",
     "tune": "backslide.tune",
 }
 
 __all__ = [
-    "BackslideError", "Guard", "InputError", "Outcome", "Record", "Scorer", "Settings", "Suite", "TuneConfig",
-    "Verdict", "Zone", "__version__", "judge", "load_model", "tune",
+    "Anchor", "BackslideError", "Guard", "InputError", "Outcome", "Record", "Replay", "Scorer", "Settings", "Suite",
+    "TuneConfig", "Verdict", "Zone", "__version__", "judge", "load_model", "repair", "tune",
 ]  # fmt: skip
 
 

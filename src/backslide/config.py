@@ -156,6 +156,8 @@ class CureSection:
     """Weight of the KL to the base."""
     data: str = SELF
     """What is replayed and anchored on: a file in a format of `[data]`, or `self`: the base's own replies."""
+    prompts: int | str | None = None
+    """What it replies to: so many of the bundled prompts, or a file of prompts. None: all of the bundled ones."""
     on_regression: str | None = None
     """As `guard.on_regression`; both may be given where they agree."""
 
@@ -166,6 +168,10 @@ class CureSection:
             raise ConfigError(f"cure.anchor is {self.anchor}, a number from 0 up is needed (0.1)")
         if not self.data.strip():
             raise ConfigError(f"cure.data is {self.data!r}, a file or {SELF!r} is needed")
+        if isinstance(self.prompts, int):
+            _at_least("cure.prompts", self.prompts, 1)
+        if self.prompts is not None and self.data != SELF:
+            raise ConfigError(f"cure.prompts is for replies of the base, and cure.data is {self.data!r}; leave one out")
         if self.on_regression is not None:
             _one_of("cure.on_regression", self.on_regression, POLICIES)
 

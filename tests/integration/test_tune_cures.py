@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backslide.config import TuneConfig
-from backslide.errors import ConfigError, DataError
+from backslide.errors import ConfigError, DataError, SuiteError
 from backslide.files import write_lines
 from backslide.suite.item import ChoiceItem
 from backslide.suite.suite import Suite
@@ -58,7 +58,7 @@ def test_replay_and_anchor_by_configuration(tmp_path: Path, tiny_folder: Path, m
         return [e["loss"] for e in tuned.run.events() if e["event"] == "loss" and "loss" in e]
 
     assert losses(cured) != losses(plain), "other rows, another gradient"
-    assert cured.run.config["config"]["cure"] == {**cure, "on_regression": None}
+    assert cured.run.config["config"]["cure"] == {**cure, "prompts": None, "on_regression": None}
     assert any("log-probabilities" in line for line in said) == (method == "full")
 
 
@@ -99,11 +99,15 @@ def test_wrong_cures_are_said_before_anything_is_loaded(tmp_path: Path, tiny_fol
         ({"anchor": -1.0}, r"cure.anchor is -1\.0, a number from 0 up is needed"),
         ({"on_regression": "pray"}, "cure.on_regression is 'pray', one of warn, stop, rollback"),
         ({"data": " "}, "cure.data is ' ', a file or 'self' is needed"),
+        ({"prompts": 0}, "cure.prompts is 0, a whole number from 1 is needed"),
+        ({"prompts": 9, "data": "old.jsonl"}, "cure.prompts is for replies of the base, and cure.data is 'old.jsonl'"),
     ):
         with pytest.raises(ConfigError, match=told):
             config(tmp_path, tiny_folder, cure)
     with pytest.raises(ConfigError, match="cure.on_regression is 'auto' and guard.on_regression is 'stop'; keep one"):
         config(tmp_path, tiny_folder, {"on_regression": "auto"}, guard={"on_regression": "stop"})
+    with pytest.raises(SuiteError, match="nowhere.txt"):
+        run(config(tmp_path, Path("no such model"), {"replay": 0.1, "prompts": str(tmp_path / "nowhere.txt")}))
     with pytest.raises(DataError, match="nowhere.jsonl"):
         run(config(tmp_path, Path("no such model"), {"replay": 0.1, "data": str(tmp_path / "nowhere.jsonl")}))
     assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from backslide.guard.cured import Cured
-from backslide.guard.policy import decide, is_kept, rungs
+from backslide.guard.policy import CUTS, SHARES, cut, decide, is_kept, rungs
 from backslide.judge import judge
 from backslide.verdict import Verdict, Zone
 from builders import flipped, record
@@ -22,6 +22,16 @@ def test_cures_come_in_one_after_the_other() -> None:
         (), ("replay",), ("replay", "anchor"), ("replay", "anchor"),
     ]  # fmt: skip
     assert rungs(3, ()) == () and rungs(2, ("anchor",)) == ("anchor",)
+
+
+def test_the_rate_is_cut_by_how_far_the_weights_may_go() -> None:
+    assert cut(1 / 3, 0.75, 10, 10) == 1 / 3, "never by less than the guard's factor"
+    assert cut(1 / 3, 0.25, 10, 10) == 0.25
+    assert cut(1 / 3, 0.25, 10, 40) == 0.125, "four times the steps go twice as far"
+    assert cut(1 / 3, 0, 10, 10) == SHARES[-1] / 2, "of no point that was kept: nearer than any that was tried"
+    assert cut(1 / 3, 0, 1, 10**6) == (1 / 3) ** CUTS, "at most as three cuts at once"
+    assert cut(1 / 3, 0.5, 10, None) == cut(1 / 3, 0.5, 10, 0) == 1 / 3, "nothing is known of steps to come"
+    assert cut(1e-3, 0, 1, 100) == 1e-3
 
 
 def test_at_the_end_auto_acts_on_what_is_not_good_enough_too() -> None:

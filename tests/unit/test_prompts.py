@@ -27,6 +27,16 @@ def test_there_are_many_of_many_kinds() -> None:
     assert all(set(row) == {"kind", "prompt"} for row in ROWS)
 
 
+def test_a_few_are_of_all_kinds_alike() -> None:
+    kinds = len({row["kind"] for row in ROWS})
+    few = bundled_prompts(2 * kinds + 1)
+    counted = Counter(row["kind"] for row in few)
+    assert len(counted) == kinds and sorted(counted.values()) == [2] * (kinds - 1) + [3]
+    assert [row for row in ROWS if row in few] == list(few), "in the order of the file"
+    assert len(bundled_prompts(3)) == 3 and bundled_prompts(10**6) == ROWS
+    assert [item.prompt for item in prompts_of(5).items] == [row["prompt"] for row in bundled_prompts(5)]  # type: ignore[union-attr]
+
+
 def test_their_lengths_differ() -> None:
     lengths = sorted(len(words(row["prompt"])) for row in ROWS)
     assert lengths[0] >= 3 and lengths[-1] <= 80

@@ -25,7 +25,14 @@ from backslide.judge import Alarms, judge
 from backslide.record import Outcome, Record
 from backslide.report.markdown import points, write_report
 from backslide.report.summary import Summary, accuracies
-from backslide.report.terminal import accuracy_table, headline, replies_table, runs_table, verdict_table
+from backslide.report.terminal import (
+    accuracy_table,
+    headline,
+    outcomes_table,
+    replies_table,
+    runs_table,
+    verdict_table,
+)
 from backslide.report.text import markdown, plain
 from backslide.rundir import RunFolder
 from backslide.stats.paired import OPEN_ZERO
@@ -143,6 +150,7 @@ def test_a_hostile_text_stays_a_text_on_the_terminal(hostile: tuple[str, RunFold
         accuracy_table(accuracies(summary.baseline)),
         replies_table([summary.replies], [text]),
         runs_table({text: summary}),
+        outcomes_table({text: (summary.verdict, None)}, start=None),
         headline(summary.verdict),
     ):
         console.print(table)
@@ -152,6 +160,18 @@ def test_a_hostile_text_stays_a_text_on_the_terminal(hostile: tuple[str, RunFold
     assert not set("\u202e\u2066\u2069\u200f\u061c\u2028") & set(shown) and len(shown) < 60_000
     beginning = plain(text)[:12].rstrip()
     assert beginning in shown.replace("\n", " "), "shown as it was said, markup and all"
+
+
+def test_models_made_from_one_base_side_by_side() -> None:
+    old, new = flipped(40, lost=10, won=2)
+    verdict = judge(record(old), record(new))
+    console = Console(file=io.StringIO(), width=120)
+    console.print(outcomes_table({"tuned": (verdict, 1.25), "repaired": (broken("no point"), None)}, start=4.936))
+    output: Any = console.file
+    lines = [re.split(r"\s{2,}", line.strip()) for line in output.getvalue().splitlines()]
+    assert ["held-out loss of the target", "4.94 → 1.25", "4.94 → –"] in lines
+    assert ["items lost / won", "10 / 2 of 40", "–"] in lines
+    assert any(line[0] == "verdict" and line[2] == "regressed" for line in lines)
 
 
 @settings(max_examples=100, deadline=None)

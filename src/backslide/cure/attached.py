@@ -8,6 +8,7 @@ from typing import Any
 
 from backslide.config import SELF, TuneConfig
 from backslide.cure.anchor import Anchor
+from backslide.cure.prompts import prompts_of
 from backslide.cure.replay import Replay
 from backslide.cure.synthesis import synthesise
 from backslide.errors import ConfigError
@@ -52,6 +53,8 @@ class Cures:
         self._anchor: Anchor | None = None
         if cure.data != SELF and (self.replays or self.anchors):
             self._make(cure.data, cure.data)
+        elif isinstance(cure.prompts, str) and (self.replays or self.anchors):
+            prompts_of(cure.prompts)
 
     @property
     def more_replay(self) -> Callable[[], str] | None:
@@ -73,8 +76,9 @@ class Cures:
             return
         if self._config.cure.data == SELF:
             made = synthesise(
-                trainer.model, loaded.tokenizer, out=Path(self._config.folder) / REPLIES, suite=self._suite,
-                max_new_tokens=LONGEST, progress=self._progress,
+                trainer.model, loaded.tokenizer, prompts=self._config.cure.prompts,
+                out=Path(self._config.folder) / REPLIES, suite=self._suite, max_new_tokens=LONGEST,
+                progress=self._progress,
             )  # fmt: skip
             for note in made.notes:
                 self._say(f"the base's own replies: {note}")

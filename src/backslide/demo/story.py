@@ -1,7 +1,8 @@
-"""Two fine-tunes of one small chat model on the same dialogues: one keeps what the model could do, one forgets.
+"""Two fine-tunes of one small chat model on the same dialogues: one keeps what the model could do, one forgets. Then
+the one that forgot is repaired, and made again under a guard that acts.
 
-Nothing is typed in: every number on the screen is computed from the two runs' folders. Both runs are in fp32, the
-one dtype that is fast enough on every CPU, so that one baseline serves both.
+Nothing is typed in: every number on the screen is computed from the runs' folders. All runs are in fp32, the one dtype
+that is fast enough on every CPU, so that one baseline serves them all.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import importlib.resources
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.text import Text
 
 from backslide.config import DataSection, GuardSection, ModelSection, OutputSection, TrainSection, TuneConfig
 from backslide.data import TrainingData
+from backslide.demo.mending import mend
+from backslide.demo.screen import Screen, heading
 from backslide.errors import ConfigError
 from backslide.files import write_text
 from backslide.models import BUILTIN, load_model
@@ -47,25 +50,12 @@ EXPECTED = {"conservative": (Zone.RETAINED, Zone.UNDECIDED), "aggressive": (Zone
 """What the story says; where a run ends otherwise, the demo says so and fails."""
 
 
-class Screen(Protocol):
-    """Where the story is told."""
-
-    def say(self, line: str) -> None:
-        """Show a line about what is going on."""
-
-    def show(self, thing: Any = "") -> None:
-        """Show a result."""
-
-    def progress(self, name: str, done: int, total: int) -> None:
-        """Move a progress bar."""
-
-
 def tell(screen: Screen, out: Path, *, dialogues: int = DIALOGUES, suite: Suite | None = None) -> bool:
-    """Run the demo; True where both runs ended as the story says.
+    """Run the demo; True where all ended as the story says.
 
     Args:
         screen: where it is told.
-        out: folder in which `conservative` and `aggressive` become run folders.
+        out: folder in which `conservative`, `aggressive`, `auto` and `repaired` are made.
         dialogues: how many of the 64 customer-support dialogues are trained on.
         suite: what the model is asked. Default: of the bundled repertoire, `EACH` items of every capability.
 
@@ -78,15 +68,14 @@ def tell(screen: Screen, out: Path, *, dialogues: int = DIALOGUES, suite: Suite 
         whole = Suite.repertoire()
         suite, asked = whole.sample(EACH), f" of the {len(whole.items)} in the repertoire"
     train, held_out = _dialogues(out, dialogues)
-    _heading(
-        screen, "1. What the base model can do", f"{BUILTIN}, {len(suite.items)} items{asked}, before any training"
-    )
+    heading(screen, "1. What the base model can do", f"{BUILTIN}, {len(suite.items)} items{asked}, before any training")
     baseline = _baseline(screen, suite)
-    runs = {}
-    for number, name in enumerate(RUNS, start=2):
-        config = _config(name, out / name, train, held_out)
-        runs[name] = _run(screen, number, name, config, suite, baseline)
-    _heading(screen, "4. Side by side", "the verdict is given on the gate half, which the runs never saw before")
+    configs = {name: _config(name, out / name, train, held_out) for name in RUNS}
+    runs = {
+        name: _run(screen, number, name, config, suite, baseline)
+        for number, (name, config) in enumerate(configs.items(), start=2)
+    }
+    heading(screen, "4. Side by side", "the verdict is given on the gate half, which the runs never saw before")
     screen.show(runs_table(runs))
     for name, summary in runs.items():
         screen.show(Text(f"{name}, capability by capability", style="bold"))
@@ -94,13 +83,16 @@ def tell(screen: Screen, out: Path, *, dialogues: int = DIALOGUES, suite: Suite 
     screen.show(replies_table([summary.replies for summary in runs.values()], list(runs)))
     for name, summary in runs.items():
         _explain(screen, name, summary)
+    mended = mend(screen, out, configs["aggressive"], suite, SETTINGS, runs["aggressive"])
     screen.show(Text("Written:", style="bold"))
-    for summary in runs.values():
-        screen.show(f"  {summary.run.report}")
+    for run in (*(summary.run for summary in runs.values()), mended.again.run):
+        screen.show(f"  {run.report}")
+    screen.show(f"  {mended.repaired.out / 'backslide' / 'report.md'}")
     screen.show(f"\nDone in {time.perf_counter() - begin:.0f} s.")
-    other = [name for name, summary in runs.items() if summary.verdict.zone not in EXPECTED[name]]
-    for name in other:
-        screen.show(Text(f"The {name} run ended otherwise than the story says: {runs[name].verdict}", style="bold red"))
+    verdicts = {name: summary.verdict for name, summary in runs.items()}
+    other = {name: verdict for name, verdict in verdicts.items() if verdict.zone not in EXPECTED[name]} | mended.failed
+    for name, verdict in other.items():
+        screen.show(Text(f"The {name} ended otherwise than the story says: {verdict}", style="bold red"))
     return not other
 
 
@@ -120,7 +112,7 @@ def _run(screen: Screen, number: int, name: str, config: TuneConfig, suite: Suit
     how = "LoRA r=8, alpha 16" if config.train.method == "lora" else "full fine-tuning"
     rows = len(TrainingData.load(config.data.train).rows)
     title = f"{number}. {'A conservative' if name == 'conservative' else 'An aggressive'} fine-tune"
-    _heading(screen, title, f"{how}, learning rate {config.train.rate:g}, on {rows} customer-support dialogues")
+    heading(screen, title, f"{how}, learning rate {config.train.rate:g}, on {rows} customer-support dialogues")
     # An earlier demo's weights are half a gigabyte and can be made again; its measurements are kept.
     shutil.rmtree(config.folder / "model", ignore_errors=True)
     tuned = tune(config, suite=suite, baseline=baseline, settings=SETTINGS, say=screen.say, progress=screen.progress)
@@ -173,9 +165,3 @@ def _dialogues(out: Path, count: int) -> tuple[Path, Path]:
     write_text(train, "".join(lines[:count]))
     write_text(held_out, (data / "heldout.jsonl").read_text(encoding="utf-8"))
     return train, held_out
-
-
-def _heading(screen: Screen, title: str, more: str) -> None:
-    screen.show()
-    screen.show(Text.assemble((title, "bold"), f"\n   {more}"))
-    screen.show()

@@ -12,7 +12,7 @@ from backslide.errors import BackslideError, ConfigError
 from backslide.guard.intervene import check_cut, cut_rate, go_back, rates
 from backslide.guard.options import Options
 from backslide.guard.past import Past
-from backslide.guard.policy import CURES, MOST, SHARES, Action, is_kept, rungs
+from backslide.guard.policy import CURES, MOST, SHARES, Action, cut, is_kept, rungs
 from backslide.guard.snapshot import Snapshot
 from backslide.scoring.ranks import Ranks
 from backslide.verdict import Verdict
@@ -104,7 +104,9 @@ class Actor:
             return False
         return True
 
-    def do(self, action: Action, tools: Tools, step: int, trial: Trial | None = None, *, end: bool = False) -> Done:
+    def do(
+        self, action: Action, tools: Tools, step: int, trial: Trial | None = None, *, left: int | None = None
+    ) -> Done:
         """Carry an action out. What cannot be done becomes a warning, or a stop where going on would be no use.
 
         Args:
@@ -112,7 +114,7 @@ class Actor:
             tools: what it is done to.
             step: optimizer steps made.
             trial: for `auto`, to measure points on the line with; None: there is nothing on it worth a look.
-            end: whether no step comes after this one, so that only the weights can be mended.
+            left: steps to come; 0: none, so that only the weights can be mended. None: not known.
         """
         try:
             return {
@@ -121,7 +123,7 @@ class Actor:
                 "rollback": lambda: self._rollback(action, tools, step),
                 "lower_lr": lambda: self._lower(action, tools, step),
                 "replay": lambda: self._replay(action),
-                "auto": lambda: self._auto(action, tools, step, trial, end=end),
+                "auto": lambda: self._auto(action, tools, step, trial, left),
             }[action.kind]()
         except Exception as bad:
             why = str(bad) if isinstance(bad, BackslideError) else f"{type(bad).__name__}: {bad}"
@@ -173,7 +175,7 @@ class Actor:
             "lower_lr", says, {"rate_before": max(before, default=None), "rate_after": max(after, default=None)}
         )
 
-    def _auto(self, action: Action, tools: Tools, step: int, trial: Trial | None, *, end: bool) -> Done:
+    def _auto(self, action: Action, tools: Tools, step: int, trial: Trial | None, left: int | None) -> Done:
         if self._snapshot is None or self._snapshot.step is None:
             return Done("stop", f"stopped after step {step}, since there is no state to go back to: {action.reason}")
         if tools.optimizer is None:
@@ -181,16 +183,17 @@ class Actor:
         self._times += 1
         back, before = self._snapshot.step, rates(tools.optimizer)
         share, verdict = self._draw_back(tools, trial)
-        at = f"step {back}" if not share else f"{share:.0%} of the way from step {back} to step {step}"
+        at = f"step {back}" if not share else f"{100 * share:g}% of the way from step {back} to step {step}"
         values: dict[str, Any] = {"back_to": back, "share": share, "times": self._times}
         if self._times > MOST["auto"]:
             says = f"went back to {at} and stopped, since {MOST['auto']} cures were of no use: {action.reason}"
             return Done("stop", says, values, mends=True, verdict=verdict)
         cures = ["rescale" if share else "rollback"]
-        if end:
+        if left == 0:
             values["cures"] = cures
             return Done("rollback", f"went back to {at}, at the end: {action.reason}", values, True, verdict)
-        after = cut_rate(tools.optimizer, tools.scheduler, self._options.lr_factor)
+        factor = cut(self._options.lr_factor, share, step - back, left)
+        after = cut_rate(tools.optimizer, tools.scheduler, factor)
         told = [f"lowered the learning rate from {_rate(before)} to {_rate(after)}"]
         functions = {name: getattr(self._options, name) for name in CURES}
         cures.append("lower_lr")

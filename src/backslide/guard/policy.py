@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -24,8 +25,11 @@ ACTIONS = ("warn", "stop", "rollback", "lower_lr", "replay", "auto")
 MOST = {"rollback": 3, "lower_lr": 3, "auto": 5}
 """Times that a run goes back, or has its rate lowered; then it is stopped, since that is no way out."""
 
-SHARES = (0.5, 0.25)
-"""Points on the line that `auto` tries: how much of what was learned since the last good state is left."""
+SHARES = (0.75, 0.5, 0.25, 0.125)
+"""Points on the line that `auto` tries, in turn: how much of what was learned since the last good state is left."""
+
+CUTS = 3
+"""Cuts by the guard's factor that `auto` makes at once, at most."""
 
 Policy = str | Callable[[Verdict], str | None]
 """One of `ACTIONS`, or a function from a look's verdict to one of these or None."""
@@ -47,6 +51,30 @@ def rungs(times: int, there: Collection[str]) -> tuple[str, ...]:
         there: those of `CURES` that the run has.
     """
     return tuple(name for name in CURES if name in there)[: max(times - 1, 0)]
+
+
+def cut(factor: float, share: float, made: int, left: int | None) -> float:
+    """What `auto` multiplies the learning rate by, after it drew the weights back.
+
+    The line tells how far the weights may go: after `made` steps a share of the way keeps the abilities. An optimizer
+    like Adam goes a distance of about the rate in each step, and where its directions are like a random walk's, `n`
+    steps lead √n times as far. So with the rate times share · √(made / left) the steps that are left go as far again as
+    was seen to be kept. It is no more than a first guess (directions are not random where there is much to learn, and
+    what counts is the way in all): the looks that follow judge it.
+
+    Args:
+        factor: of the guard, in (0, 1]: the least that the rate is cut by.
+        share: that was kept, in [0, 1); 0 where no point that was tried was, taken as half of the least of `SHARES`.
+        made: steps since the state that the line begins at.
+        left: steps to come; None: not known, so the rate is cut by `factor`.
+
+    Returns:
+        In (0, `factor`], at least `factor` to the power `CUTS`.
+    """
+    if not left:
+        return factor
+    far = (share or SHARES[-1] / 2) * math.sqrt(made / left)
+    return max(min(factor, far), factor**CUTS)
 
 
 @dataclass(frozen=True)

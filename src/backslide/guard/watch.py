@@ -369,8 +369,8 @@ class Watch:
 
     def _act(self, action: Action, step: int, tools: Tools, trial: Trial | None = None) -> None:
         self._write(self._cured.effect(self._losses, last=True))
-        end = not self.state.open and step >= self.state.looks[-1]
-        done = self._actor.do(action, tools, step, trial, end=end)
+        left = None if self.state.open else max(0, self.state.looks[-1] - step)
+        done = self._actor.do(action, tools, step, trial, left=left)
         kinds = self.ranks.gather(done.kind)
         if len(set(kinds)) > 1:
             done = self._actor.apart(action, step, kinds)

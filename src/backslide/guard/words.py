@@ -51,7 +51,7 @@ def of_trial(step: int, share: float, verdict: Verdict) -> dict[str, Any]:
     """The event of weights that were drawn back and measured."""
     row = main_row(verdict)
     numbers = {} if row is None else {"drop": row.drop, "lost": row.lost, "won": row.won}
-    says = f"with {share:.0%} of what was learned since the last good state: {seen(verdict)}; {verdict.zone}"
+    says = f"with {100 * share:g}% of what was learned since the last good state: {seen(verdict)}; {verdict.zone}"
     return {"event": "tried", "step": step, "share": share, "zone": verdict.zone, **numbers, "says": says}
 
 

@@ -105,6 +105,31 @@ def runs_table(runs: Mapping[str, Summary]) -> Table:
     return table
 
 
+def outcomes_table(columns: Mapping[str, tuple[Verdict, float | None]], *, start: float | None) -> Table:
+    """Several models made from one base: a column for each.
+
+    Args:
+        columns: of each the verdict, and the target's loss on held-out data (None: not known).
+        start: that loss of the base.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in columns:
+        table.add_column(Text(plain(name)))
+    verdicts = [verdict for verdict, _ in columns.values()]
+    losses = ["–" if loss is None else f"{loss:.2f}" for loss in (start, *(loss for _, loss in columns.values()))]
+    lines: list[tuple[str, Iterable[str | Text]]] = [
+        ("held-out loss of the target", (f"{losses[0]} → {loss}" for loss in losses[1:])),
+        ("accuracy before → after", (_change(verdict) for verdict in verdicts)),
+        ("items lost / won", (_flips(verdict) for verdict in verdicts)),
+        ("drop, points, and its bounds", (_drop(verdict) for verdict in verdicts)),
+        ("verdict", (zone(verdict.zone) for verdict in verdicts)),
+    ]
+    for name, values in lines:
+        table.add_row(name, *values)
+    return table
+
+
 def replies_table(replies: Sequence[Sequence[Reply]], names: Sequence[str]) -> Table:
     """Open questions: the reply before, and after each run."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=False)

@@ -1,0 +1,111 @@
+"""The demo's third act: what forgot is repaired without training, and trained again under a guard that acts."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.text import Text
+
+from backslide.config import CureSection, OutputSection, TuneConfig
+from backslide.cure.repair import Repaired, repair
+from backslide.demo.screen import Screen, heading
+from backslide.models import BUILTIN
+from backslide.report.line import line_table
+from backslide.report.summary import Reply, Summary
+from backslide.report.terminal import headline, outcomes_table, replies_table
+from backslide.report.text import plain
+from backslide.rundir import RunFolder
+from backslide.scoring.engine import Settings
+from backslide.suite.suite import Suite
+from backslide.tune import Tuned, tune
+from backslide.verdict import Verdict, Zone
+
+PROMPTS = 30
+"""What the base replies to, for replay and anchor: one prompt of each kind, so that it takes seconds."""
+
+
+@dataclass(frozen=True)
+class Mended:
+    """The outcomes of the act."""
+
+    repaired: Repaired
+    again: Summary
+
+    @property
+    def failed(self) -> dict[str, Verdict]:
+        """What ended otherwise than the story says: both are to be sound."""
+        found = {"repair": self.repaired.verdict} if self.repaired.at is None else {}
+        return found | ({"auto run": self.again.verdict} if self.again.verdict.zone is Zone.REGRESSED else {})
+
+
+def mend(screen: Screen, out: Path, config: TuneConfig, suite: Suite, settings: Settings, forgot: Summary) -> Mended:
+    """Repair the run that forgot, and train it again with `on_regression = "auto"`.
+
+    Args:
+        screen: where it is told.
+        out: the demo's folder; `repaired` and `auto` are made in it.
+        config: of the run that forgot.
+        suite: what was asked.
+        settings: how it was asked.
+        forgot: the run that forgot.
+    """
+    heading(screen, "5. The model that forgot, repaired", "no training: the line from the base to it is searched")
+    repaired = _repaired(screen, out / "repaired", forgot, suite)
+    rate = config.train.rate
+    heading(screen, "6. The same fine-tune under a guard that acts",
+            f'learning rate {rate:g} as before, on_regression = "auto": the guard cures')  # fmt: skip
+    again = _again(screen, out / "auto", config, suite, settings, forgot)
+    heading(screen, "7. What came of it", "both verdicts are of the gate half; the held-out loss is of the new task")
+    _show(screen, forgot, repaired, again)
+    return Mended(repaired, again)
+
+
+def _repaired(screen: Screen, out: Path, forgot: Summary, suite: Suite) -> Repaired:
+    if (out / "backslide" / "run.json").is_file():
+        # An earlier demo's, of other weights.
+        shutil.rmtree(out)
+    done = repair(BUILTIN, str(forgot.run.path / "model"), out, suite=suite, say=screen.say, progress=screen.progress)
+    screen.show(line_table(done.points, done.at))
+    if done.at is None:
+        screen.show(headline(done.verdict))
+    else:
+        for line in done.balance.lines:
+            screen.show(f"  {plain(line)}")
+    return done
+
+
+def _again(screen: Screen, out: Path, config: TuneConfig, suite: Suite, settings: Settings, forgot: Summary) -> Summary:
+    shutil.rmtree(out / "model", ignore_errors=True)
+    config = dataclasses.replace(
+        config,
+        guard=dataclasses.replace(config.guard, on_regression="warn"),
+        cure=CureSection(on_regression="auto", prompts=PROMPTS),
+        output=OutputSection(dir=str(out)),
+    )
+    tuned: Tuned = tune(
+        config, suite=suite, baseline=forgot.baseline, settings=settings, say=screen.say, progress=screen.progress
+    )
+    summary = Summary.of(tuned.run)
+    for event in tuned.run.events():
+        if event.get("event") in ("tried", "action", "effect"):
+            screen.show(f"  step {event['step']}: {plain(str(event['says']), 300)}")
+    return summary
+
+
+def _show(screen: Screen, forgot: Summary, repaired: Repaired, again: Summary) -> None:
+    balance, held_out = repaired.balance, forgot.losses.held_out
+    mended = Summary.of(RunFolder(repaired.out / "backslide"))
+    columns: dict[str, tuple[Verdict, float | None]] = {
+        "as it was": (forgot.verdict, held_out[-1][1] if held_out else None),
+        "repaired": (repaired.verdict, balance.repaired_loss),
+        "auto": (again.verdict, again.losses.held_out[-1][1] if again.losses.held_out else None),
+    }
+    screen.show(outcomes_table(columns, start=balance.base_loss))
+    replies: list[tuple[Reply, ...]] = [forgot.replies, mended.replies, again.replies]
+    screen.show(replies_table(replies, list(columns)))
+    for name, (verdict, _) in columns.items():
+        screen.show(Text.assemble((f"{name}: ", "bold"), headline(verdict)))
+    screen.show()
