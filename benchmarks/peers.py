@@ -135,6 +135,19 @@ class Ruler:
         self.half = {item.id: half_of(item) for item in self.suite.items}
         self.base: Record | None = None
 
+    def kept(self, folder: Path) -> dict[str, Any]:
+        """What `measure` gives of an adapter's folder; equal adapters are measured once, since some change nothing."""
+        config = read_json(folder / "adapter_config.json")
+        config["target_modules"] = sorted(config["target_modules"])  # a set, written in any order
+        digest = hashlib.sha256(json.dumps([config, self.suite.hash], sort_keys=True).encode())
+        for path in (folder / "adapter_model.safetensors", BUILD / "held_out.jsonl"):
+            digest.update(path.read_bytes())
+        path = BUILD / "measured" / f"{digest.hexdigest()[:16]}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, self.measure(folder))
+        return dict(read_json(path))
+
     def measure(self, source: str | Path) -> dict[str, Any]:
         """Accuracy by half and capability, items lost and won, the verdict of the gate half, and the target's loss."""
         loaded = load_model(source, dtype="bfloat16")
@@ -216,7 +229,7 @@ def run(name: str, seed: int, folder: Path, python: Path, ruler: Ruler) -> dict[
     result |= {**said, "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))}
     for state in ("before", "model"):
         if (out / state).is_dir():
-            result[state] = ruler.measure(out / state)
+            result[state] = ruler.kept(out / state)
     return result
 
 
