@@ -293,8 +293,10 @@ def table() -> str:
         lines.append(
             f"\n`{name}`{version}, seed {seeds}, failed at {stage}: {error} (after {spent:.0f} s of CPU time)."
         )
+    for r in (r for results in found.values() for r in results if "note" in r):
+        lines.append(f"\n`{r['contestant']}`, seed {r['seed']}: {r['note']}.")
     for name, why in FIRST_SEED_ALONE.items():
-        if name in found:
+        if name in found and any(r["seed"] > 0 for results in found.values() for r in results):
             lines.append(f"\n`{name}` ran for seed 0 alone: {why}.")
     return "\n".join(lines)
 
