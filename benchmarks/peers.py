@@ -11,7 +11,9 @@ is a model's folder, and that is loaded and scored here: by the loss on held-out
 error as its result.
 
 A run leaves a small file in benchmarks/results/peers/; one that is there already is not made again. The plot goes to
-docs/peers.svg. It shows the gate half, of which no contestant has seen anything.
+docs/peers.svg. It and the verdicts rest on the gate half, by which nobody chose anything: the monitor half steers the
+contestants `repair` and `auto`. What certifies a repair, or judges a guarded run at its end, does open the gate half,
+and can refuse the point that was chosen, not choose another.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import random
 import shutil
@@ -34,7 +35,8 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from peers_contestants import BATCH, BUILTIN, CONTESTANTS, LENGTH, RATE, STEPS
+from peers_case import BATCH, BUILTIN, EACH, LENGTH, RATE, STEPS
+from peers_contestants import CONTESTANTS, FIRST_SEED_ALONE
 from scatter import Group, scatter
 
 from backslide.files import read_json, read_lines, write_json, write_lines, write_text
@@ -50,10 +52,8 @@ RESULTS, BUILD, PLOT = HERE / "results" / "peers", ROOT / "build" / "peers", ROO
 PEERS = ("pyrecall==0.12.1", "avr-cl==0.1.0")
 BESIDE = ("trl", "scipy")
 """What the plain run needs in the peers' environment: TRL trains it, scipy is imported on the way."""
-EACH = 44
-"""Items of a capability."""
-HELD_OUT = 60
-"""Dialogues that nobody trains on."""
+HELD_OUT, VALIDATION = 60, 20
+"""Dialogues that nobody trains on: those that score all, and those that a cure may choose by."""
 PROMPTS, REPLY = 120, 128
 """Prompts that the base replies to for the rehearsal file, and tokens of a reply: longer ones are left out."""
 LIMIT = 480
@@ -91,9 +91,10 @@ def case(data: Path, seed: int) -> Path:
     rows = [row for _, row in read_lines(data / "dialogues" / "taskmaster4.jsonl")]
     random.Random(0).shuffle(rows)
     write_lines(BUILD / "held_out.jsonl", rows[:HELD_OUT])
-    rows = rows[HELD_OUT:]
-    random.Random(seed).shuffle(rows)
     folder = BUILD / f"case-{seed}"
+    write_lines(folder / "validation.jsonl", rows[HELD_OUT : HELD_OUT + VALIDATION])
+    rows = rows[HELD_OUT + VALIDATION :]
+    random.Random(seed).shuffle(rows)
     write_lines(folder / "dialogues" / "taskmaster4.jsonl", rows[: STEPS * BATCH])
     write_text(folder / "base.txt", resolve(BUILTIN, print))
     return folder
@@ -133,6 +134,19 @@ class Ruler:
         self.suite = Suite.repertoire().sample(EACH)
         self.half = {item.id: half_of(item) for item in self.suite.items}
         self.base: Record | None = None
+
+    def kept(self, folder: Path) -> dict[str, Any]:
+        """What `measure` gives of an adapter's folder; equal adapters are measured once, since some change nothing."""
+        config = read_json(folder / "adapter_config.json")
+        config["target_modules"] = sorted(config["target_modules"])  # a set, written in any order
+        digest = hashlib.sha256(json.dumps([config, self.suite.hash], sort_keys=True).encode())
+        for path in (folder / "adapter_model.safetensors", BUILD / "held_out.jsonl"):
+            digest.update(path.read_bytes())
+        path = BUILD / "measured" / f"{digest.hexdigest()[:16]}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, self.measure(folder))
+        return dict(read_json(path))
 
     def measure(self, source: str | Path) -> dict[str, Any]:
         """Accuracy by half and capability, items lost and won, the verdict of the gate half, and the target's loss."""
@@ -215,7 +229,7 @@ def run(name: str, seed: int, folder: Path, python: Path, ruler: Ruler) -> dict[
     result |= {**said, "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))}
     for state in ("before", "model"):
         if (out / state).is_dir():
-            result[state] = ruler.measure(out / state)
+            result[state] = ruler.kept(out / state)
     return result
 
 
@@ -231,7 +245,8 @@ def runs(data: Path, seeds: list[int], only: str | None, prompts: Path) -> None:
         folder = case(data, seed)
         for name in CONTESTANTS:
             path = RESULTS / f"{name}-{seed}.json"
-            if path.exists() or (only is not None and only != name):
+            late = name in FIRST_SEED_ALONE and seed > 0
+            if path.exists() or late or (only is not None and only != name):
                 continue
             found = run(name, seed, folder, python, ruler)
             write_json(path, found)
@@ -243,33 +258,46 @@ def runs(data: Path, seeds: list[int], only: str | None, prompts: Path) -> None:
 
 def table() -> str:
     """All results as Markdown, a contestant a row, means over seeds; those that failed below."""
-    base = read_json(RESULTS / "base.json")["model"]
+    base, found = read_json(RESULTS / "base.json")["model"], _stored()
     heads = ("contestant", "seeds", "target loss", "of plain's gain", "accuracy, all", "gate half", "lost/won, gate",
              "verdicts", "CPU s")  # fmt: skip
-    rows, failed = [], []
-    found = _stored()
-    plain = [r["model"]["target loss"] for r in found.get("plain", []) if "model" in r]
-    gain = base["target loss"] - fmean(plain) if plain else math.nan
+    plain = {r["seed"]: base["target loss"] - r["model"]["target loss"] for r in found.get("plain", []) if "model" in r}
+    rows = []
     for name, results in {"base": [{"model": base}], **found}.items():
         for state in ("before", "model"):
             good = [r for r in results if state in r]
             if not good:
                 continue
-            loss = fmean(r[state]["target loss"] for r in good)
             part = {h: fmean(r[state]["accuracy"][h] for r in good) for h in HALVES}
             lost, won = (fmean(r[state][kind]["gate"] for r in good) for kind in ("lost", "won"))
-            zones = ", ".join(sorted({r[state]["verdict"]["zone"] for r in good}))
-            spent = fmean(r.get("cpu seconds", 0.0) for r in good) if name != "base" and state == "model" else None
-            shown = name if state == "model" else f"{name}, before its cure"
-            rows.append((shown, str(len(good)), f"{loss:.3f}", f"{(base['target loss'] - loss) / gain:.0%}",
-                         f"{part['all']:.1%}", f"{part['gate']:.1%}", f"{lost:.3g}/{won:.3g}", zones,
-                         "" if spent is None else f"{spent:.0f}"))  # fmt: skip
-        failed += [r for r in results if "failed" in r]
-    lines = [f"| {' | '.join(row)} |" for row in (heads, ("---",) * len(heads), *rows)]
-    for r in failed:
-        version = r["versions"][r["package"]] if r["package"] else ""
-        at = f"{r['failed']['stage']}: {r['failed']['error']} (after {r['cpu seconds']:.0f} s of CPU time)"
-        lines.append(f"\n`{r['contestant']}`, {r['package']} {version}, seed {r['seed']}, failed at {at}.")
+            zones = [r[state]["verdict"]["zone"] for r in good]
+            gains = [(base["target loss"] - r[state]["target loss"]) / plain[r["seed"]] for r in good
+                     if r.get("seed") in plain]  # fmt: skip
+            spent = fmean(r["cpu seconds"] for r in good) if name != "base" and state == "model" else None
+            rows.append((
+                name if state == "model" else f"{name}, before its cure", "" if name == "base" else str(len(good)),
+                f"{fmean(r[state]['target loss'] for r in good):.3f}", f"{fmean(gains):.0%}" if gains else "",
+                f"{part['all']:.1%}", f"{part['gate']:.1%}", f"{lost:.3g}/{won:.3g}",
+                ", ".join(f"{zones.count(zone)} {zone}" for zone in sorted(set(zones))),
+                "" if spent is None else f"{spent:.0f}",
+            ))  # fmt: skip
+    lines = [f"| {' | '.join(row)} |" for row in (heads, ("---", *["--:"] * 6, "---", "--:"), *rows)]
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for r in (r for results in found.values() for r in results if "failed" in r):
+        alike.setdefault((r["contestant"], r["failed"]["stage"], r["failed"]["error"]), []).append(r)
+    for (name, stage, error), group in alike.items():
+        package = group[0]["package"]
+        version = f" ({package} {group[0]['versions'][package]})" if package else ""
+        seeds = ", ".join(str(r["seed"]) for r in group)
+        spent = fmean(r["cpu seconds"] for r in group)
+        lines.append(
+            f"\n`{name}`{version}, seed {seeds}, failed at {stage}: {error} (after {spent:.0f} s of CPU time)."
+        )
+    for r in (r for results in found.values() for r in results if "note" in r):
+        lines.append(f"\n`{r['contestant']}`, seed {r['seed']}: {r['note']}.")
+    for name, why in FIRST_SEED_ALONE.items():
+        if name in found and any(r["seed"] > 0 for results in found.values() for r in results):
+            lines.append(f"\n`{name}` ran for seed 0 alone: {why}.")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -21,71 +22,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RATE, RANK, ALPHA = 2e-3, 8, 16
-"""Of every contestant that lets it be set: a rate at which LoRA clearly forgets here."""
-STEPS, BATCH, LENGTH = 30, 4, 128
-"""As `benchmarks/guard.py` has them; rows of training are their product."""
-BUILTIN = "smollm2-135m-instruct"
-
-
-@dataclass(frozen=True)
-class Case:
-    """What every contestant is given."""
-
-    folder: Path
-
-    @property
-    def data(self) -> Path:
-        """A folder of the shape of ../shared/data, with the rows of training alone."""
-        return self.folder
-
-    @property
-    def file(self) -> Path:
-        """The rows of training: STEPS × BATCH dialogues, one epoch."""
-        return self.folder / "dialogues" / "taskmaster4.jsonl"
-
-    @property
-    def base(self) -> Path:
-        """The folder of the base model."""
-        return Path((self.folder / "base.txt").read_text("utf-8"))
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of training."""
-        return _lines(self.file)
-
-    def rehearsal(self) -> list[dict[str, Any]]:
-        """The base's own replies to questions of general interest: what stands for its former training data."""
-        return _lines(self.folder.parent / "rehearsal.jsonl")
-
-
-@dataclass
-class Stage:
-    """How far a contestant has come, for the record of one that fails."""
-
-    name: str = "start"
-
-
-stage = Stage()
-
-
-class OutOfTimeError(BaseException):
-    """The limit of CPU time is reached; no `except Exception` of other people's code may swallow it."""
-
-
-# What is compared against.
-
-
-def plain(case: Case, folder: Path, seed: int) -> dict[str, Any]:
-    """The fine-tune alone."""
-    trainer = _trainer(case, folder, seed)
-    trainer.train()
-    trainer.model.save_pretrained(folder / "model")
-    return {"settings": {"trainer": "TRL", "targets": "all-linear", "schedule": "constant", "dtype": "bfloat16"}}
-
+import peers_own as own
+from peers_case import ALPHA, BATCH, BUILTIN, LENGTH, PLAIN, RANK, RATE, Case, OutOfTimeError, stage, trainer_of
 
 # avr-cl: "Anchor, Verify, Repair".
 
@@ -125,17 +66,32 @@ def avr_layer(case: Case, folder: Path, seed: int) -> dict[str, Any]:
     The prior task that it wants the user to have is the rehearsal file. The README's calls lack `device`, whose default
     is "cuda": here it is given.
     """
+    return _avr_layer(case, folder, seed, replies=False)
+
+
+def avr_replies(case: Case, folder: Path, seed: int) -> dict[str, Any]:
+    """The same with a check of its user's own, for which the README has a place: the perplexity of the replies alone.
+
+    `avr.eval_ppls` counts all tokens of the chat template. SmolLM2's puts one system message before each dialogue, and
+    whoever trains on dialogues learns that by heart, which hides what is lost in the replies.
+    """
+    return _avr_layer(case, folder, seed, replies=True)
+
+
+def _avr_layer(case: Case, folder: Path, seed: int, *, replies: bool) -> dict[str, Any]:
     import avr
 
-    trainer = _trainer(case, folder, seed)
+    trainer = trainer_of(case, folder, seed)
     model, tokenizer = trainer.model, trainer.processing_class
     examples = [(row["messages"][0]["content"], row["messages"][1]["content"], "") for row in case.rehearsal()]
     prior = {"before": {"train": examples}}
 
     def perplexity() -> dict[str, float]:
+        if replies:
+            return {"before": _perplexity_of_replies(model, tokenizer, case.rehearsal())}
         return dict(avr.eval_ppls(model, tokenizer, prior, ["before"], 1, "cpu"))
 
-    stage.name = "avr.get_lora_state and avr.eval_ppls before training"
+    stage.name = "avr.get_lora_state and the perplexity before training"
     snapshot, best = avr.get_lora_state(model), perplexity()
     stage.name = "training"
     trainer.train()
@@ -150,12 +106,29 @@ def avr_layer(case: Case, folder: Path, seed: int) -> dict[str, Any]:
         seen.append(now["before"])
     model.save_pretrained(folder / "model")
     return {
-        "settings": {"trainer": "TRL", "targets": "all-linear", "schedule": "constant", "dtype": "bfloat16",
-                     "threshold": 1.15, "alpha": 0.1, "most repairs": 10},
+        "settings": {**PLAIN, "threshold": 1.15, "alpha": 0.1, "most repairs": 10},
         "repairs": repairs,
         "resolved": not avr.check_drift(now, best, ["before"], 1.15),
-        "perplexity of the rehearsal": [round(value, 4) for value in seen],
-    }  # fmt: skip
+        f"perplexity of the {'replies' if replies else 'rehearsal'}": [round(value, 4) for value in seen],
+    }
+
+
+def _perplexity_of_replies(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> float:
+    """Over the tokens of the assistant's messages and what ends them."""
+    import torch
+
+    model.eval()
+    total, count = 0.0, 0
+    for row in rows:
+        ids = tokenizer.apply_chat_template(row["messages"], return_tensors="pt", return_dict=True)["input_ids"]
+        asked = tokenizer.apply_chat_template(row["messages"][:1], add_generation_prompt=True, return_dict=True)
+        first = len(asked["input_ids"])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, first - 1 : -1].float()
+        total += float(torch.nn.functional.cross_entropy(logits, ids[0, first:], reduction="sum"))
+        count += ids.shape[1] - first
+    model.train()
+    return math.exp(total / count)
 
 
 # pyrecall: snapshot, learn, check, rollback; replay.
@@ -241,32 +214,23 @@ def _pyrecall(case: Case, folder: Path, seed: int, *, replies: bool, replay: boo
 
 
 CONTESTANTS: dict[str, tuple[Callable[[Case, Path, int], dict[str, Any]], str | None]] = {
-    "plain": (plain, None),
+    "plain": (own.plain, None),
+    "repair": (own.repair, None),
+    "replay": (own.replay, None),
+    "anchor": (own.anchor, None),
+    "auto": (own.auto, None),
     "avr-run": (avr_run, "avr-cl"),
     "avr-layer": (avr_layer, "avr-cl"),
+    "avr-replies": (avr_replies, "avr-cl"),
     "pyrecall": (pyrecall, "pyrecall"),
     "pyrecall-scores": (pyrecall_scores, "pyrecall"),
     "pyrecall-replay": (pyrecall_replay, "pyrecall"),
 }
 """Name: (function, the package that it is about; None: it runs in this project's own environment)."""
-
-
-def _trainer(case: Case, folder: Path, seed: int) -> Any:
-    """The run of `benchmarks/guard.py` on the case's rows; equal for equal seeds."""
-    from guard import BATCH as batch
-    from guard import LENGTH as length
-    from guard import STEPS as steps
-    from guard import trainer
-    from transformers import set_seed
-
-    if (steps, batch, length) != (STEPS, BATCH, LENGTH):
-        raise RuntimeError(f"benchmarks/guard.py has {steps} steps of {batch} rows of {length} tokens; change STEPS …")
-    set_seed(seed)
-    return trainer(case.data, folder / "trainer", None, method="lora", rate=RATE, steps=STEPS, seed=seed)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+FIRST_SEED_ALONE = {
+    "pyrecall": "its snapshot and its check write 90 replies each, which is more than the limit pays for"
+}
+"""Contestants that run for seed 0 alone, and why."""
 
 
 def _out_of_time(*_: object) -> None:

@@ -168,8 +168,12 @@ class CureSection:
             raise ConfigError(f"cure.anchor is {self.anchor}, a number from 0 up is needed (0.1)")
         if not self.data.strip():
             raise ConfigError(f"cure.data is {self.data!r}, a file or {SELF!r} is needed")
+        if isinstance(self.prompts, bool) or not isinstance(self.prompts, (int, str, type(None))):
+            raise ConfigError(f"cure.prompts is {self.prompts!r}, a whole number or a file is needed")
         if isinstance(self.prompts, int):
             _at_least("cure.prompts", self.prompts, 1)
+        elif self.prompts is not None and (not self.prompts.strip() or self.prompts.strip().isdecimal()):
+            raise ConfigError(f"cure.prompts is {self.prompts!r}, a number without quotes or a file is needed")
         if self.prompts is not None and self.data != SELF:
             raise ConfigError(f"cure.prompts is for replies of the base, and cure.data is {self.data!r}; leave one out")
         if self.on_regression is not None:

@@ -10,13 +10,16 @@ import torch
 from transformers import TrainerCallback
 
 from backslide.errors import ConfigError
+from backslide.guard.actions import Actor, Tools
 from backslide.guard.callback import Guard
 from backslide.guard.intervene import go_back
-from backslide.guard.policy import MOST, SHARES, cut
+from backslide.guard.policy import MOST, SHARES, Action
 from backslide.guard.snapshot import Snapshot
+from backslide.judge import judge
 from backslide.rundir import RunFolder
 from backslide.testing import tiny_model, tiny_tokenizer
-from backslide.verdict import Zone
+from backslide.verdict import Verdict, Zone
+from builders import flipped, record
 from guard_runs import SMALL, STEPS, make, suite
 
 BAD = 0.3
@@ -61,6 +64,56 @@ def test_a_point_on_the_line_to_the_saved_weights() -> None:
     assert torch.equal(flat(model), start), "and the start exactly"
 
 
+def test_each_point_is_made_of_the_present_weights_not_of_the_rounded_point_before() -> None:
+    model = tiny_model().to(torch.bfloat16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    actor = Actor(guard_of(snapshots="memory")._options, Path("nowhere"))
+    tools = Tools(model, optimizer)
+    actor.keep(tools, 0)
+    start = flat(model)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        # As much as bf16 can tell apart, so that a point that is rounded twice is another one.
+        step = parameter.data.abs() * 2**-8
+        parameter.data += step * torch.randn(step.shape, generator=generator).to(step.dtype)
+    moved, seen = flat(model), []
+
+    def trial(share: float) -> Verdict | None:
+        expected = torch.lerp(start.float(), moved.float(), share).to(torch.bfloat16)
+        seen.append(torch.equal(flat(model), expected))
+        return None
+
+    done = actor.do(Action("auto", "lost"), tools, 10, trial, left=10)
+    assert seen == [True] * len(SHARES) and torch.equal(flat(model), start)
+    # Nothing could be measured, so the rate is cut by the guard's factor and no more.
+    assert done.kind == "rollback" and optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 3)
+
+
+def test_the_rate_is_cut_by_the_steps_since_the_weights_were_those_of_the_snapshot() -> None:
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    actor = Actor(guard_of(snapshots="memory")._options, Path("nowhere"))
+    tools = Tools(model, optimizer)
+    actor.keep(tools, 0)
+    old, new = flipped(400, lost=200, won=0)
+    lost = judge(record(old), record(new))
+    assert lost.zone is Zone.REGRESSED
+
+    def rate(step: int, left: int, *verdicts: Verdict) -> float:
+        before, trials = optimizer.param_groups[0]["lr"], iter(verdicts)
+        actor.do(Action("auto", "lost"), tools, step, lambda share: next(trials), left=left)
+        return float(optimizer.param_groups[0]["lr"]) / before
+
+    kept = judge(record(old), record(old))
+    # A half is kept: 0.5 · √(16 / 64).
+    assert rate(16, 64, lost, kept) == pytest.approx(0.25)
+    actor.keep(tools, 16, kept)
+    # None is: half of an eighth, and √(9 / 9).
+    assert rate(25, 9, lost, lost, lost, lost) == pytest.approx(0.0625)
+    # The weights are those of step 16 again since step 25, so the next line is 4 steps long, not 13.
+    assert rate(29, 16, lost, lost, kept) == pytest.approx(0.25 * (4 / 16) ** 0.5)
+
+
 def test_a_run_that_forgets_is_drawn_back_and_trained_on_with_more_and_more_cures(tmp_path: Path) -> None:
     called: list[str] = []
 
@@ -83,9 +136,8 @@ def test_a_run_that_forgets_is_drawn_back_and_trained_on_with_more_and_more_cure
     cures = [set(action["cures"]) - {"rescale", "rollback", "lower_lr"} for action in actions[:-1]]
     assert cures[0] == set() and cures[1] == {"replay"} and all(c == {"replay", "anchor"} for c in cures[2:])
     assert called.count("replay") == MOST["auto"] - 1 and called.count("anchor") == MOST["auto"] - 2
-    for a in actions[:-1]:
-        factor = cut(0.9, 0, a["step"] - a["back_to"], 20 - a["step"])
-        assert a["rate_after"] == pytest.approx(factor * a["rate_before"]) and 0.7 < factor < 0.9
+    # One step was made since the weights were the base's, so the line allows less than the most that is cut at once.
+    assert all(a["rate_after"] == pytest.approx(0.9**3 * a["rate_before"]) for a in actions[:-1])
     assert trainer.state.global_step < 20
     # All was lost at any rate like this, so nothing of it is left, and the base is what the run ends with.
     assert all(action["share"] == 0 for action in actions) and torch.equal(flat(trainer.model), start)
@@ -133,6 +185,9 @@ def test_a_loss_that_is_no_number_needs_no_trial(tmp_path: Path) -> None:
     trainer = make(tmp_path, guard, cls=NoNumber, max_grad_norm=0, logging_nan_inf_filter=False, learning_rate=1e-4)
     trainer.train()
     assert trainer.state.global_step == STEPS and not events(tmp_path, "tried")
+    (action,) = events(tmp_path, "action")
+    # Nothing was measured, so nothing says that less than a third will do.
+    assert action["rate_after"] == pytest.approx(action["rate_before"] / 3)
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
@@ -143,7 +198,11 @@ def test_at_the_end_only_the_weights_are_mended(tmp_path: Path) -> None:
     )  # fmt: skip
     trainer.train()
     (action,) = events(tmp_path, "action")
-    assert action["action"] == "rollback" and "at the end" in action["says"] and action["cures"] == ["rollback"]
+    assert (
+        action["action"] == "rollback"
+        and "went back to the weights of step 0, at the end" in action["says"]
+        and action["cures"] == ["rollback"]
+    )
     assert trainer.optimizer.param_groups[0]["lr"] == BAD
     assert guard.verdict is not None and guard.verdict.zone is not Zone.REGRESSED
 

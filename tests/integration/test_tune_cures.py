@@ -80,6 +80,16 @@ def test_auto_brings_in_what_it_needs(tmp_path: Path, tiny_folder: Path) -> None
     assert tuned.verdict.zone != "regressed"
 
 
+def test_other_prompts_begin_another_file_of_replies(tmp_path: Path, tiny_folder: Path) -> None:
+    for prompts in (6, 4):
+        cure = {"anchor": 0.1, "prompts": prompts}
+        tuned, said = run(config(tmp_path, tiny_folder, cure, train={"steps": 2}))
+        assert (tuned.run.path / f"replies-{prompts}.jsonl").is_file()
+        assert any(f"replies of {prompts} can be rehearsed" in line for line in said)
+    _, said = run(config(tmp_path, tiny_folder, {"prompts": 4}, train={"steps": 2}))
+    assert "cure.prompts is not used: no cure of this run needs replies of the base" in said
+
+
 def test_rows_that_hold_an_item_are_not_practised(tmp_path: Path, tiny_folder: Path) -> None:
     asked = "Which of these animals is known to lay the largest eggs of all living birds?"
     items = [
@@ -100,6 +110,8 @@ def test_wrong_cures_are_said_before_anything_is_loaded(tmp_path: Path, tiny_fol
         ({"on_regression": "pray"}, "cure.on_regression is 'pray', one of warn, stop, rollback"),
         ({"data": " "}, "cure.data is ' ', a file or 'self' is needed"),
         ({"prompts": 0}, "cure.prompts is 0, a whole number from 1 is needed"),
+        ({"prompts": "200"}, "cure.prompts is '200', a number without quotes or a file is needed"),
+        ({"prompts": True}, "cure.prompts is True, a whole number or text in quotes is needed"),
         ({"prompts": 9, "data": "old.jsonl"}, "cure.prompts is for replies of the base, and cure.data is 'old.jsonl'"),
     ):
         with pytest.raises(ConfigError, match=told):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backslide.cure.prompts import bundled_prompts, prompts_of
-from backslide.errors import DataError, SuiteError
+from backslide.errors import ConfigError, DataError, SuiteError
 from backslide.suite.copies.words import words
 from backslide.suite.item import TextItem
 from backslide.suite.leakage import find_leaks
@@ -82,6 +82,17 @@ def test_a_users_file_is_read_as_for_a_suite(tmp_path: Path) -> None:
     assert "was there before" in made.notes[0]
     (tmp_path / "some.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": "Two\\nlines"}\n', encoding="utf-8")
     assert [item.prompt for item in prompts_of(str(tmp_path / "some.jsonl")).items] == ["Why?", "Two\nlines"]  # type: ignore[union-attr]
+
+
+def test_a_number_that_is_none_is_refused_and_one_too_large_is_said(tmp_path: Path) -> None:
+    for number in (0, -5, True, 2.5):
+        with pytest.raises(ConfigError, match=f"prompts is {number!r}, a whole number from 1 is needed"):
+            prompts_of(number)  # type: ignore[arg-type]
+    made = prompts_of(10**6)
+    assert len(made.items) == len(ROWS) and f"1000000 prompts were asked for, there are {len(ROWS)}" in made.notes[0]
+    (tmp_path / "other.jsonl").write_text('{"question": "Why?"}\n', encoding="utf-8")
+    with pytest.raises(SuiteError, match=r"other.jsonl:1: has no column 'prompt', only question; rename"):
+        prompts_of(tmp_path / "other.jsonl")
 
 
 def test_without_a_prompt_it_says_so(tmp_path: Path) -> None:

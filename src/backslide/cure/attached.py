@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from backslide.scoring.work import Progress
 from backslide.suite.suite import Suite
 
 REPLIES = "replies.jsonl"
-"""The base's own replies, in the run's folder."""
+"""The base's own replies, in the run's folder; with `cure.prompts` their number, or a digest, is in the name."""
 
 LONGEST = 128
 """Tokens of a reply: most that end at all end within them, and twice as many take twice the time."""
@@ -53,8 +54,11 @@ class Cures:
         self._anchor: Anchor | None = None
         if cure.data != SELF and (self.replays or self.anchors):
             self._make(cure.data, cure.data)
-        elif isinstance(cure.prompts, str) and (self.replays or self.anchors):
+        elif cure.prompts is not None and (self.replays or self.anchors):
+            # What is wrong with them is said before a model is loaded.
             prompts_of(cure.prompts)
+        elif cure.prompts is not None:
+            say("cure.prompts is not used: no cure of this run needs replies of the base")
 
     @property
     def more_replay(self) -> Callable[[], str] | None:
@@ -75,28 +79,40 @@ class Cures:
         if not (self.replays or self.anchors):
             return
         if self._config.cure.data == SELF:
-            made = synthesise(
-                trainer.model, loaded.tokenizer, prompts=self._config.cure.prompts,
-                out=Path(self._config.folder) / REPLIES, suite=self._suite, max_new_tokens=LONGEST,
-                progress=self._progress,
-            )  # fmt: skip
-            for note in made.notes:
-                self._say(f"the base's own replies: {note}")
-            if not made.rows and self.replays:
-                raise ConfigError(
-                    f"{made.path}: the base model gave no reply that can be practised; name a file of original-domain "
-                    "data as cure.data"
-                )
-            # What was cut off is no example to learn from, and for the base's opinion of it as good as any.
-            self._make(list(made.rows), [*made.rows, *made.unended])
+            self._of_the_base(trainer.model, loaded.tokenizer)
         if self._replay is not None:
             self._replay.attach(trainer)
         if self._anchor is not None:
             self._anchor.attach(trainer)
 
+    def _of_the_base(self, model: Any, tokenizer: Any) -> None:
+        """Make them of the base's own replies."""
+        cure = self._config.cure
+        made = synthesise(
+            model, tokenizer, prompts=cure.prompts, out=self._file(), suite=self._suite, max_new_tokens=LONGEST,
+            progress=self._progress,
+        )  # fmt: skip
+        for note in made.notes:
+            self._say(f"the base's own replies: {note}")
+        if not made.rows and (cure.replay > 0 or self._config.on_regression == "replay"):
+            raise ConfigError(
+                f"{made.path}: none of the base's replies ended within {LONGEST} tokens, so there is nothing to "
+                "replay; ask more with cure.prompts, or name a file of original-domain data as cure.data"
+            )
+        # What was cut off is no example to learn from, and for the base's opinion of it as good as any.
+        self._make(list(made.rows), [*made.rows, *made.unended])
+
+    def _file(self) -> Path:
+        """Where the replies are: other prompts have another file, so that a run can be begun anew with them."""
+        folder, prompts = Path(self._config.folder), self._config.cure.prompts
+        if prompts is None:
+            return folder / REPLIES
+        name = f"{prompts}" if isinstance(prompts, int) else hashlib.sha256(Path(prompts).read_bytes()).hexdigest()[:8]
+        return folder / f"{Path(REPLIES).stem}-{name}.jsonl"
+
     def _make(self, old: Any, anchored: Any) -> None:
         cure, train = self._config.cure, self._config.train
-        if self.replays:
+        if self.replays and old:
             self._replay = Replay(old, cure.replay, seed=train.seed, suite=self._suite, say=self._say)
         if self.anchors:
             self._anchor = Anchor(
@@ -106,7 +122,8 @@ class Cures:
             )  # fmt: skip
 
     def _more_replay(self) -> str:
-        assert self._replay is not None  # attached before the first look
+        if self._replay is None:
+            raise ConfigError("there is nothing to replay: none of the base's replies came to an end")
         return self._replay.more()
 
     def _more_anchor(self) -> str:

@@ -61,7 +61,8 @@ class Synthesis:
     """What the base model replied, ready to be rehearsed."""
 
     rows: tuple[dict[str, Any], ...]
-    """In the prompts' order, `{"messages": [user, assistant]}`; without a chat template `{"prompt", "completion"}`."""
+    """In the prompts' order, `{"messages": [user, assistant]}`; without a chat template `{"prompt", "completion"}`.
+    There are none where no reply ended within its tokens."""
     path: Path
     """The file with all replies, those that are no rows among them."""
     notes: tuple[str, ...]
@@ -136,7 +137,7 @@ def synthesise(
 
     Raises:
         SuiteError: the prompts cannot be read.
-        DataError: `out` holds something else, or no reply is left to be rehearsed.
+        DataError: `out` holds something else, or no reply is left, ended or not.
         ConfigError: a number is out of its range.
         ModelError: the model or tokenizer cannot be asked so, or its adapter cannot be switched off.
         RunError: `out` cannot be written.
@@ -334,9 +335,8 @@ def _sorted(replies: Sequence[_Said], path: Path, notes: tuple[str, ...], suite:
     ):
         if some:
             notes += (_left(what, [said.prompt for said in some]),)
-    if not rows:
-        mend = "allow longer replies" if unended else "give other prompts"
-        raise DataError(f"{path}: no reply is left to rehearse; {mend}: {'; '.join(notes)}")
+    if not rest:
+        raise DataError(f"{path}: no reply is left to rehearse; give other prompts: {'; '.join(notes)}")
     return Synthesis(tuple(said.row for said in rows), path, notes, tuple(said.row for said in unended))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,11 @@ from rich.text import Text
 
 from backslide.config import CureSection, OutputSection, TuneConfig
 from backslide.cure.repair import Repaired, repair
+from backslide.cure.target import TargetLoss
+from backslide.data import TrainingData
 from backslide.demo.screen import Screen, heading
-from backslide.models import BUILTIN
+from backslide.errors import ConfigError
+from backslide.models import load_model
 from backslide.report.line import line_table
 from backslide.report.summary import Reply, Summary
 from backslide.report.terminal import headline, outcomes_table, replies_table
@@ -24,7 +28,8 @@ from backslide.tune import Tuned, tune
 from backslide.verdict import Verdict, Zone
 
 PROMPTS = 30
-"""What the base replies to, for replay and anchor: one prompt of each kind, so that it takes seconds."""
+"""What the base replies to, one prompt of each kind, so that it takes seconds. Replay and anchor would practise it; of
+two looks the second is the last, at which only the weights are mended, so here they hardly ever come in."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +58,32 @@ def mend(screen: Screen, out: Path, config: TuneConfig, suite: Suite, settings: 
         forgot: the run that forgot.
     """
     heading(screen, "5. The model that forgot, repaired", "no training: the line from the base to it is searched")
-    repaired = _repaired(screen, out / "repaired", forgot, suite)
+    repaired = _repaired(screen, out / "repaired", config.model.base, forgot, suite)
     rate = config.train.rate
     heading(screen, "6. The same fine-tune under a guard that acts",
             f'learning rate {rate:g} as before, on_regression = "auto": the guard cures')  # fmt: skip
     again = _again(screen, out / "auto", config, suite, settings, forgot)
-    heading(screen, "7. What came of it", "both verdicts are of the gate half; the held-out loss is of the new task")
-    _show(screen, forgot, repaired, again)
+    heading(screen, "7. What came of it", "what is left of the abilities, and what was learnt of the new task")
+    _show(screen, config, forgot, repaired, again)
     return Mended(repaired, again)
 
 
-def _repaired(screen: Screen, out: Path, forgot: Summary, suite: Suite) -> Repaired:
-    if (out / "backslide" / "run.json").is_file():
-        # An earlier demo's, of other weights.
-        shutil.rmtree(out)
-    done = repair(BUILTIN, str(forgot.run.path / "model"), out, suite=suite, say=screen.say, progress=screen.progress)
+def _repaired(screen: Screen, out: Path, base: str, forgot: Summary, suite: Suite) -> Repaired:
+    def again() -> Repaired:
+        tuned = str(forgot.run.path / "model")
+        return repair(base, tuned, out, suite=suite, say=screen.say, progress=screen.progress)
+
+    try:
+        done = again()
+    except ConfigError:
+        if not (out / "backslide" / "run.json").is_file():
+            raise
+        # An earlier demo's, of other weights. Renamed first, so that no half of it is ever left at its place.
+        old = out.with_name(f".{out.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+        shutil.rmtree(old)
+        done = again()
     screen.show(line_table(done.points, done.at))
     if done.at is None:
         screen.show(headline(done.verdict))
@@ -95,13 +111,14 @@ def _again(screen: Screen, out: Path, config: TuneConfig, suite: Suite, settings
     return summary
 
 
-def _show(screen: Screen, forgot: Summary, repaired: Repaired, again: Summary) -> None:
-    balance, held_out = repaired.balance, forgot.losses.held_out
+def _show(screen: Screen, config: TuneConfig, forgot: Summary, repaired: Repaired, again: Summary) -> None:
+    balance = repaired.balance
     mended = Summary.of(RunFolder(repaired.out / "backslide"))
+    # All by one measure: a trainer's own loss is the mean over batches.
     columns: dict[str, tuple[Verdict, float | None]] = {
-        "as it was": (forgot.verdict, held_out[-1][1] if held_out else None),
+        "as it was": (forgot.verdict, balance.tuned_loss),
         "repaired": (repaired.verdict, balance.repaired_loss),
-        "auto": (again.verdict, again.losses.held_out[-1][1] if again.losses.held_out else None),
+        "auto": (again.verdict, _held_out(config, again.run.path / "model")),
     }
     screen.show(outcomes_table(columns, start=balance.base_loss))
     replies: list[tuple[Reply, ...]] = [forgot.replies, mended.replies, again.replies]
@@ -109,3 +126,12 @@ def _show(screen: Screen, forgot: Summary, repaired: Repaired, again: Summary) -
     for name, (verdict, _) in columns.items():
         screen.show(Text.assemble((f"{name}: ", "bold"), headline(verdict)))
     screen.show()
+
+
+def _held_out(config: TuneConfig, model: Path) -> float | None:
+    if config.data.held_out is None:
+        return None
+    loaded = load_model(model, dtype=config.model.dtype)
+    data = TrainingData.load(config.data.held_out)
+    loss = TargetLoss(data, loaded.tokenizer, config.train.max_length).measure(loaded.model)
+    return loss if math.isfinite(loss) else None

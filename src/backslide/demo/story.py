@@ -90,7 +90,8 @@ def tell(screen: Screen, out: Path, *, dialogues: int = DIALOGUES, suite: Suite 
     screen.show(f"  {mended.repaired.out / 'backslide' / 'report.md'}")
     screen.show(f"\nDone in {time.perf_counter() - begin:.0f} s.")
     verdicts = {name: summary.verdict for name, summary in runs.items()}
-    other = {name: verdict for name, verdict in verdicts.items() if verdict.zone not in EXPECTED[name]} | mended.failed
+    other = {f"{name} run": verdict for name, verdict in verdicts.items() if verdict.zone not in EXPECTED[name]}
+    other |= mended.failed
     for name, verdict in other.items():
         screen.show(Text(f"The {name} ended otherwise than the story says: {verdict}", style="bold red"))
     return not other

@@ -44,6 +44,12 @@ class Done:
     verdict: Verdict | None = None
     """What was measured of these weights; None: nothing since the state that was gone back to was kept."""
 
+    @property
+    def told(self) -> str:
+        """What must be the same on all processes: the kind, and how far the weights were drawn back."""
+        share = self.values.get("share")
+        return self.kind if share is None else f"{self.kind} to {share:g}"
+
 
 class Actor:
     """Does what a policy decided, and keeps the state to go back to.
@@ -61,6 +67,8 @@ class Actor:
         self._place = place if options.keeps == "disk" else None
         self._snapshot = Snapshot(self._place) if options.keeps else None
         self._times = 0
+        self._since = 0
+        """Step at which the weights last were those of the snapshot."""
 
     def resume(self, past: Past, step: int) -> bool:
         """Stand where a resumed run stood: what it did counts; whether what it kept on disk is there to go back to."""
@@ -70,6 +78,8 @@ class Actor:
                 found = Snapshot.load(self._place)
                 if found.step is not None and found.step <= step:
                     self._snapshot = found
+                    back = [int(event["step"]) for event in past.of("action") if event.get("mends")]
+                    self._since = max([found.step, *back])
                     return True
         return False
 
@@ -98,6 +108,7 @@ class Actor:
             return None
         try:
             self._snapshot.take(tools.model, tools.optimizer, tools.scheduler, step=step)
+            self._since = step
         except Exception as bad:
             # Memory that runs out, too: a state that is not kept must not end the training.
             self._options.warn(f"step {step}: the state was not kept: {type(bad).__name__}: {bad}")
@@ -149,6 +160,7 @@ class Actor:
             raise ConfigError("rollback needs the optimizer; give it to before_training(model, tokenizer, optimizer=…)")
         before = rates(tools.optimizer)
         go_back(self._snapshot, tools.model, tools.optimizer, tools.scheduler, factor=self._options.lr_factor)
+        self._since = step
         after, back = rates(tools.optimizer), self._snapshot.step
         says = (
             f"went back to the weights of step {back} and lowered the learning rate from {_rate(before)} to "
@@ -181,9 +193,16 @@ class Actor:
         if tools.optimizer is None:
             raise ConfigError("auto needs the optimizer; give it to before_training(model, tokenizer, optimizer=…)")
         self._times += 1
-        back, before = self._snapshot.step, rates(tools.optimizer)
-        share, verdict = self._draw_back(tools, trial)
-        at = f"step {back}" if not share else f"{100 * share:g}% of the way from step {back} to step {step}"
+        back, before, made = self._snapshot.step, rates(tools.optimizer), step - self._since
+        try:
+            kept, verdict = self._draw_back(tools, step, trial)
+        except Exception as bad:
+            why = str(bad) if isinstance(bad, BackslideError) else f"{type(bad).__name__}: {bad}"
+            return Done("stop", f"stopped after step {step}, since the weights could not be drawn back whole: {why}")
+        self._since, share = step, kept or 0.0
+        at = f"the weights of step {back}"
+        if share:
+            at = f"{100 * share:g}% of the way from {at} to those of step {step}"
         values: dict[str, Any] = {"back_to": back, "share": share, "times": self._times}
         if self._times > MOST["auto"]:
             says = f"went back to {at} and stopped, since {MOST['auto']} cures were of no use: {action.reason}"
@@ -192,7 +211,7 @@ class Actor:
         if left == 0:
             values["cures"] = cures
             return Done("rollback", f"went back to {at}, at the end: {action.reason}", values, True, verdict)
-        factor = cut(self._options.lr_factor, share, step - back, left)
+        factor = cut(self._options.lr_factor, kept, made, left)
         after = cut_rate(tools.optimizer, tools.scheduler, factor)
         told = [f"lowered the learning rate from {_rate(before)} to {_rate(after)}"]
         functions = {name: getattr(self._options, name) for name in CURES}
@@ -208,25 +227,35 @@ class Actor:
         values |= {
             "rate_before": max(before, default=None), "rate_after": max(after, default=None), "cures": cures,
         }  # fmt: skip
-        says = f"went back to the weights of {at}; {'; '.join(told)}: {action.reason}"
+        says = f"went back to {at}; {'; '.join(told)}: {action.reason}"
         return Done("rollback", says, values, mends=True, verdict=verdict)
 
-    def _draw_back(self, tools: Tools, trial: Trial | None) -> tuple[float, Verdict | None]:
+    def _draw_back(self, tools: Tools, step: int, trial: Trial | None) -> tuple[float | None, Verdict | None]:
         """Leave as much of what was learned since the last good state as keeps the abilities, or nothing of it.
 
-        The optimizer's state is the one of then. Each point is reached from the one before, so no second copy of the
-        weights is held.
+        The optimizer's state is the one of then. Each point is made from the present weights, of which a copy is held
+        meanwhile: from the point before, bf16 weights would be rounded each time, which is as much as they may differ.
+
+        Returns:
+            The share that is left, 0 where of the points that were measured none keeps them, None where none could be
+            measured; and what was measured of these weights.
         """
         assert self._snapshot is not None
-        now = 1.0
-        for share in SHARES if trial is not None else ():
-            go_back(self._snapshot, tools.model, tools.optimizer, tools.scheduler, share=share / now)
-            now = share
-            verdict = trial(share) if trial is not None else None
-            if verdict is not None and is_kept(verdict):
-                return share, verdict
+        measured = False
+        if trial is not None:
+            present = Snapshot(self._place / "present" if self._place is not None else None)
+            present.take(tools.model, step=step)
+            for share in SHARES:
+                present.restore(tools.model)
+                go_back(self._snapshot, tools.model, tools.optimizer, tools.scheduler, share=share)
+                verdict = trial(share)
+                measured |= verdict is not None
+                if verdict is not None and is_kept(verdict):
+                    present.remove()
+                    return share, verdict
+            present.remove()
         go_back(self._snapshot, tools.model, tools.optimizer, tools.scheduler)
-        return 0.0, None
+        return (0.0 if measured else None), None
 
     def _replay(self, action: Action) -> Done:
         if self._options.replay is None:

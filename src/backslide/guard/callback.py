@@ -51,7 +51,8 @@ class Guard(TrainerCallback):
         cache: whether a baseline that an earlier run measured on the very same model is taken, and this one kept.
         snapshots: where the state to go back to is kept: `memory` (of the CPU) or `disk`; default: in memory for
             `rollback` and `auto`, else nowhere.
-        lr_factor: what `rollback`, `lower_lr` and `auto` multiply the learning rate by.
+        lr_factor: what `rollback` and `lower_lr` multiply the learning rate by; `auto` by this or less, see
+            `backslide.guard.policy.cut`.
         replay: called by the actions `replay` and `auto`: `backslide.cure.replay.Replay.more`, or a function of yours.
         anchor: called by `auto`: `backslide.cure.anchor.Anchor.more`, or a function of yours.
         run_dir: the run's folder. Default: `backslide` in the trainer's `output_dir`, or here.

@@ -17,9 +17,9 @@ ACTIONS = ("warn", "stop", "rollback", "lower_lr", "replay", "auto")
 - `rollback`: back to the last state that had kept its abilities, with a lower learning rate from there on;
 - `lower_lr`: lower the learning rate, and go on from here;
 - `replay`: call the function given as `replay`, such as one that raises the share of original data;
-- `auto`: back along the line to the last state that had kept its abilities, as far as is needed, with a lower rate;
-  from the second time on with more original data, from the third with a stronger anchor too, where there are such: see
-  `rungs`.
+- `auto`: back along the line to the last state that had kept its abilities, as far as is needed, with a lower rate (see
+  `cut`); from the second time on with more original data, from the third with a stronger anchor too, where there are
+  such: see `rungs`.
 """
 
 MOST = {"rollback": 3, "lower_lr": 3, "auto": 5}
@@ -53,25 +53,26 @@ def rungs(times: int, there: Collection[str]) -> tuple[str, ...]:
     return tuple(name for name in CURES if name in there)[: max(times - 1, 0)]
 
 
-def cut(factor: float, share: float, made: int, left: int | None) -> float:
+def cut(factor: float, share: float | None, made: int, left: int | None) -> float:
     """What `auto` multiplies the learning rate by, after it drew the weights back.
 
-    The line tells how far the weights may go: after `made` steps a share of the way keeps the abilities. An optimizer
-    like Adam goes a distance of about the rate in each step, and where its directions are like a random walk's, `n`
-    steps lead √n times as far. So with the rate times share · √(made / left) the steps that are left go as far again as
-    was seen to be kept. It is no more than a first guess (directions are not random where there is much to learn, and
-    what counts is the way in all): the looks that follow judge it.
+    The line tells how far the weights may go: of the way that `made` steps led, a share keeps the abilities. An
+    optimizer like Adam goes a distance of about the rate in each step, and where its directions are like a random
+    walk's, `n` steps lead √n times as far. So with the rate times share · √(made / left) the steps that are left go as
+    far again as was seen to be kept, at a constant rate: of a schedule that decays they go less far, of one that still
+    warms up farther. It is no more than a first guess; the looks that follow judge it.
 
     Args:
         factor: of the guard, in (0, 1]: the least that the rate is cut by.
-        share: that was kept, in [0, 1); 0 where no point that was tried was, taken as half of the least of `SHARES`.
-        made: steps since the state that the line begins at.
+        share: that was kept, in [0, 1); 0 where no point that was measured was, taken as half of the least of
+            `SHARES`. None: nothing was measured, so the rate is cut by `factor`.
+        made: steps between the two ends of the line.
         left: steps to come; None: not known, so the rate is cut by `factor`.
 
     Returns:
         In (0, `factor`], at least `factor` to the power `CUTS`.
     """
-    if not left:
+    if share is None or made < 1 or not left:
         return factor
     far = (share or SHARES[-1] / 2) * math.sqrt(made / left)
     return max(min(factor, far), factor**CUTS)

@@ -162,6 +162,13 @@ class Snapshot:
         for parameter in [*model.parameters(), *_parameters(optimizer)]:
             parameter.grad = None
 
+    def remove(self) -> None:
+        """Let go of the state; its file is removed. Afterwards there is none."""
+        self._tree, self._tensors, self._objects = None, {}, {}
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+
     def _check(self, tree: Tree, part: str) -> None:
         if tree[part] is None:
             raise RunError(f"the snapshot of step {tree['step']} was taken without the {part}; give it to take()")

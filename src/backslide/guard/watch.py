@@ -371,7 +371,7 @@ class Watch:
         self._write(self._cured.effect(self._losses, last=True))
         left = None if self.state.open else max(0, self.state.looks[-1] - step)
         done = self._actor.do(action, tools, step, trial, left=left)
-        kinds = self.ranks.gather(done.kind)
+        kinds = self.ranks.gather(done.told)
         if len(set(kinds)) > 1:
             done = self._actor.apart(action, step, kinds)
         self.acted = done.kind
