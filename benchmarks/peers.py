@@ -350,6 +350,8 @@ def main() -> None:
                         help="JSON lines with a `prompt`: the base's replies are the rehearsal file")  # fmt: skip
     options = parser.parse_args()
     if options.what == "run":
+        if not (options.data / "dialogues").is_dir():
+            raise SystemExit(f"{options.data}: has no dialogues; give the folder with --data")
         seeds = [int(seed) for seed in options.seeds.split(",")]
         runs(options.data, seeds, options.only, options.prompts)
     print(table())

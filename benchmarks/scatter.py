@@ -86,25 +86,26 @@ def scatter(groups: Sequence[Group], *, title: str, x: str, y: str, line: tuple[
         ]
     for place, group in enumerate(groups):
         colour = COLOURS[place % len(COLOURS)]
+        before, points = [at(point) for point in group.before], [at(point) for point in group.points]
+        parts += _series(points, group.labels, colour) if group.ordered else _cloud(points, before, colour)
         row = TOP + 12 + 20 * place
         parts.append(f'<circle cx="{LEFT + WIDE + 22}" cy="{row}" r="6" fill="{colour}" fill-opacity="0.75"/>')
         parts.append(_text(LEFT + WIDE + 36, row + 4, group.name, "start"))
-        if group.ordered:
-            parts += _series([at(point) for point in group.points], group.labels, colour)
-            continue
-        own = at(_mean(group.points))
-        if group.before and math.dist(came := at(_mean(group.before)), own) > 12:
-            # It ends at the rim of the dot.
-            short = 1 - 7 / math.dist(came, own)
-            tip = (came[0] + short * (own[0] - came[0]), came[1] + short * (own[1] - came[1]))
-            parts.append(_line(*came, *tip, "#57606a", ' marker-end="url(#tip)"'))
-            parts.append(f'<circle cx="{came[0]:.1f}" cy="{came[1]:.1f}" r="4" fill="white" stroke="{colour}"/>')
-        if len(group.points) > 1:
-            parts += [
-                f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="2.5" fill="{colour}"/>' for cx, cy in map(at, group.points)
-            ]
-        parts.append(f'<circle cx="{own[0]:.1f}" cy="{own[1]:.1f}" r="6" fill="{colour}" fill-opacity="0.75"/>')
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _cloud(spots: Sequence[tuple[float, float]], before: Sequence[tuple[float, float]], colour: str) -> list[str]:
+    """A small dot at each place and a large one at their mean, with an arrow from the mean of where they came from."""
+    parts, own = [], _mean(spots)
+    if before and math.dist(came := _mean(before), own) > 12:
+        # It ends at the rim of the dot.
+        short = 1 - 7 / math.dist(came, own)
+        tip = (came[0] + short * (own[0] - came[0]), came[1] + short * (own[1] - came[1]))
+        parts.append(_line(*came, *tip, "#57606a", ' marker-end="url(#tip)"'))
+        parts.append(f'<circle cx="{came[0]:.1f}" cy="{came[1]:.1f}" r="4" fill="white" stroke="{colour}"/>')
+    if len(spots) > 1:
+        parts += [f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="2.5" fill="{colour}"/>' for cx, cy in spots]
+    return [*parts, f'<circle cx="{own[0]:.1f}" cy="{own[1]:.1f}" r="6" fill="{colour}" fill-opacity="0.75"/>']
 
 
 def _series(spots: Sequence[tuple[float, float]], labels: Sequence[str], colour: str) -> list[str]:
