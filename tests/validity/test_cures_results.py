@@ -134,8 +134,9 @@ def test_at_an_equal_rate_lora_drifts_less_and_learns_less_than_all_weights(foun
 
 
 @pytest.mark.parametrize("lost", [
-    pytest.param("drop", marks=not_so("over 57 runs: 0.47 for KL, 0.55 for the distance")),
-    pytest.param("rise", marks=not_so("over 57 runs: 0.79 for KL, 0.81 for the distance")),
+    pytest.param("drop", marks=not_so("over 68 runs: 0.51 for KL, 0.64 for the distance")),
+    # Nearly a tie: 0.76 and 0.75 over 68 runs.
+    "rise",
 ])  # fmt: skip
 def test_kl_on_the_new_task_foretells_forgetting_better_than_the_distance_of_the_weights(
     found: Found, lost: str
