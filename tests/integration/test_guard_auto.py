@@ -114,6 +114,23 @@ def test_the_rate_is_cut_by_the_steps_since_the_weights_were_those_of_the_snapsh
     assert rate(29, 16, lost, lost, kept) == pytest.approx(0.25 * (4 / 16) ** 0.5)
 
 
+def test_where_the_weights_cannot_be_copied_the_good_state_is_gone_back_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    said: list[str] = []
+    actor = Actor(guard_of(snapshots="memory", say=said.append)._options, Path("nowhere"))
+    tools = Tools(model, optimizer)
+    actor.keep(tools, 0)
+    start = flat(model)
+    for parameter in model.parameters():
+        parameter.data += 1.0
+    monkeypatch.setattr(Snapshot, "take", lambda *_, **__: (_ for _ in ()).throw(MemoryError("no room")))
+    done = actor.do(Action("auto", "lost"), tools, 10, lambda share: pytest.fail("asked"), left=10)
+    assert done.kind == "rollback" and torch.equal(flat(model), start)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 3)
+    assert any("step 10: no point on the line was tried: MemoryError: no room" in line for line in said), said
+
+
 def test_a_run_that_forgets_is_drawn_back_and_trained_on_with_more_and_more_cures(tmp_path: Path) -> None:
     called: list[str] = []
 

@@ -125,7 +125,7 @@ def synthesise(
             is left exactly as found. Of several processes one is to call this.
         tokenizer: its tokenizer. With a chat template the prompts are asked through it.
         prompts: a file (`.txt` with a prompt a line, or `.jsonl`, `.csv` with a column `prompt`), or the prompts
-            themselves, or how many of the bundled ones, of all kinds alike; None: all of those.
+            themselves, or how many of the bundled ones, as many of each kind; None: all of those.
         out: the file of the replies: JSON Lines, the first line a header.
         max_new_tokens: length of a reply at most, in tokens.
         temperature: 0 takes the likeliest token each time; above it tokens are drawn, 1 from what the model says.

@@ -61,7 +61,7 @@ class Actor:
 
     def __init__(self, options: Options, folder: Path) -> None:
         self._options = options
-        ranks = Ranks.here()
+        ranks = self._ranks = Ranks.here()
         # With several processes each has a folder of its own: shards differ, and replicas need no one to wait for.
         place = folder / "snapshot" if ranks.size == 1 else folder / "snapshot" / f"process-{ranks.rank}"
         self._place = place if options.keeps == "disk" else None
@@ -242,20 +242,30 @@ class Actor:
         """
         assert self._snapshot is not None
         measured = False
-        if trial is not None:
-            present = Snapshot(self._place / "present" if self._place is not None else None)
-            present.take(tools.model, step=step)
-            for share in SHARES:
-                present.restore(tools.model)
-                go_back(self._snapshot, tools.model, tools.optimizer, tools.scheduler, share=share)
-                verdict = trial(share)
-                measured |= verdict is not None
-                if verdict is not None and is_kept(verdict):
-                    present.remove()
-                    return share, verdict
+        present = Snapshot(self._place / "present" if self._place is not None else None)
+        try:
+            if trial is not None and self._copied(present, tools, step):
+                for share in SHARES:
+                    present.restore(tools.model)
+                    go_back(self._snapshot, tools.model, tools.optimizer, tools.scheduler, share=share)
+                    verdict = trial(share)
+                    measured |= verdict is not None
+                    if verdict is not None and is_kept(verdict):
+                        return share, verdict
+        finally:
             present.remove()
         go_back(self._snapshot, tools.model, tools.optimizer, tools.scheduler)
         return (0.0 if measured else None), None
+
+    def _copied(self, present: Snapshot, tools: Tools, step: int) -> bool:
+        """Copy the present weights; whether all processes could, since they measure the points together."""
+        try:
+            present.take(tools.model, step=step)
+        except Exception as bad:
+            # Memory or a disk that is full: the good state itself can still be gone back to.
+            self._options.warn(f"step {step}: no point on the line was tried: {type(bad).__name__}: {bad}")
+            return all(self._ranks.gather(False))
+        return all(self._ranks.gather(True))
 
     def _replay(self, action: Action) -> Done:
         if self._options.replay is None:
