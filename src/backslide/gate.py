@@ -13,7 +13,7 @@ from backslide.judge import judge
 from backslide.lm_eval_results import Answers, Samples, check_out, read_samples, write_results
 from backslide.models import Loaded, load_model
 from backslide.record import Record, pair
-from backslide.report.markdown import write_report
+from backslide.report.pages import write_pages
 from backslide.rundir import RunFolder
 from backslide.scoring.engine import Scorer, Settings, outcome, versions
 from backslide.scoring.execute import Score
@@ -161,7 +161,7 @@ def check_model(
         old.save(run.baseline)
         new.save(run.final)
         run.save_verdict(verdict)
-        write_report(run)
+        write_pages(run)
     return verdict
 
 

@@ -11,7 +11,7 @@
     final-monitor.jsonl      the monitor half of the final model, where its weights are not those of the last look
     events.jsonl             appended and flushed: losses, looks, openings of the gate half, verdicts, actions, seconds
     verdict.json             the final verdict
-    report.md
+    report.html report.md junit.xml
     model/                   the trained model or adapter, where `backslide tune` made the run
 """
 
@@ -32,9 +32,11 @@ from backslide.files import dump, read_json, write_json, write_lines
 from backslide.record import Record
 from backslide.verdict import Verdict
 
+PAGES = ("report.html", "report.md", "junit.xml")
+"""What is rebuilt from the other files."""
 _OWN = (
     "run.json", "baseline.jsonl", "steps", "final.jsonl", "final-monitor.jsonl", "events.jsonl", "verdict.json",
-    "report.md", "snapshot", "model", "tried",
+    *PAGES, "snapshot", "model", "tried",
 )  # fmt: skip
 
 
@@ -102,8 +104,18 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The report."""
+        """The report in Markdown."""
         return self.path / "report.md"
+
+    @property
+    def page(self) -> Path:
+        """The report as a page for a browser."""
+        return self.path / "report.html"
+
+    @property
+    def junit(self) -> Path:
+        """The verdict for build servers."""
+        return self.path / "junit.xml"
 
     def step(self, step: int) -> Path:
         """The record of the look after `step`."""

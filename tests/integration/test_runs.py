@@ -22,7 +22,7 @@ from backslide.guard.callback import Guard
 from backslide.models import load_model
 from backslide.record import Record
 from backslide.report.markdown import write_report
-from backslide.rundir import RunFolder
+from backslide.rundir import PAGES, RunFolder
 from backslide.scoring.engine import Scorer
 from backslide.suite.item import ChoiceItem, OpenItem
 from backslide.suite.suite import Suite
@@ -30,7 +30,7 @@ from backslide.testing import tiny_model, tiny_tokenizer
 from backslide.tune import tune
 from backslide.verdict import Zone
 
-FILES = ("run.json", "baseline.jsonl", "events.jsonl", "verdict.json", "final.jsonl", "report.md")
+FILES = ("run.json", "baseline.jsonl", "events.jsonl", "verdict.json", "final.jsonl", *PAGES)
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,7 @@ def test_tune_saves_a_model_that_the_gate_can_judge(
     assert [(row.lost, row.won) for row in same.capabilities] == [(0, 0)] and same.exit_code in (0, 3)
     again = check_model(str(tuned.model), baseline, suite=known, out=tmp_path / "check")
     assert again.capabilities == judge_of(tuned, known)
-    assert (tmp_path / "check" / "report.md").is_file()
+    assert all((tmp_path / "check" / name).is_file() for name in PAGES)
 
 
 def judge_of(tuned: Any, suite: Suite) -> Any:

@@ -20,6 +20,7 @@ from backslide.judge import judge
 from backslide.models import load_model, model_fingerprint, tokenizer_fingerprint
 from backslide.record import Record
 from backslide.report.summary import Summary
+from backslide.rundir import PAGES
 from backslide.suite.suite import Suite
 from backslide.testing import tiny_model, tiny_tokenizer
 from backslide.tune import Tuned, tune
@@ -130,7 +131,7 @@ def test_a_model_that_forgot_is_stopped_and_fails_the_gate(tmp_path: Path, tiny_
     verdict = check_model(str(tuned.model), tuned.run.baseline, suite=choices, out=out)
     assert verdict.exit_code == 1
     assert {path.name for path in out.iterdir()} == {
-        "run.json", "baseline.jsonl", "final.jsonl", "events.jsonl", "verdict.json", "report.md",
+        "run.json", "baseline.jsonl", "final.jsonl", "events.jsonl", "verdict.json", *PAGES,
     }  # fmt: skip
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_neither_torch_nor_scipy_is_needed_to_begin(module: str) -> None:
 @pytest.mark.parametrize(
     "modules",
     [
-        "backslide.report.markdown, backslide.report.terminal, backslide.report.summary",
+        "backslide.report.pages, backslide.report.terminal, backslide.report.summary",
         "backslide.verdict, backslide.diagnosis, backslide.record, backslide.rundir, backslide.suite.suite",
         "backslide.guard.monitor, backslide.guard.policy, backslide.guard.schedule, backslide.config, backslide.data",
         "backslide.cure.search, backslide.cure.place, backslide.cure.inputs, backslide.report.line",
@@ -47,9 +47,11 @@ def test_help_is_quick() -> None:
     code = "import sys; sys.argv = ['backslide', '--help']; from backslide.cli.main import run; run()"
     times = []
     for _ in range(3):
-        begin = time.perf_counter()
+        # The time of the process itself: on a busy machine the clock on the wall tells of others.
+        begin = os.times()
         ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        times.append(time.perf_counter() - begin)
+        end = os.times()
+        times.append(end.children_user + end.children_system - begin.children_user - begin.children_system)
         assert ran.returncode == 0 and "Exit codes: 0 retained" in ran.stdout
     assert min(times) < 0.5, times
 

@@ -23,7 +23,8 @@ from backslide.errors import RecordError
 from backslide.guard.monitor import State, conclude
 from backslide.judge import Alarms, judge
 from backslide.record import Outcome, Record
-from backslide.report.markdown import points, write_report
+from backslide.report.format import points
+from backslide.report.markdown import write_report
 from backslide.report.summary import Summary, accuracies
 from backslide.report.terminal import (
     accuracy_table,
@@ -38,45 +39,7 @@ from backslide.rundir import RunFolder
 from backslide.stats.paired import OPEN_ZERO
 from backslide.verdict import Level, broken
 from builders import flipped, record, run_folder, texts
-
-HOSTILE = {
-    "ansi": "\x1b[31mred\x1b[0m \x1b]8;;http://evil.example\x07click\x1b]8;;\x07 \x9b31m \x08\x00\x7f",
-    "html": "<script>alert(1)</script><img src=x onerror=alert(1)><!-- x --></td></table>",
-    "comment": "<!-- hidden",
-    "instruction": "<?php x",
-    "declaration": "<!DOCTYPE x",
-    "tag without an end": "<script src=x",
-    "pipes": "a | b || \\| c \\\\| d |---|",
-    "table": "\n| a | b |\n|---|---|\n| c | d |\n",
-    "backticks": "` `` ``` ~~~\n```python\ncode\n```",
-    "links": "[x](http://evil.example) ![i](https://e.example/p.png) <http://a.example> www.evil.example HTTPS://x ftp://y",
-    "half a link": "](http://evil.example) [",
-    "definition": "[a]: http://evil.example 'x'",
-    "bidi": "abc\u202egnp.exe\u2066x\u2069\u200f\u061c",
-    "lines": "one\r\n\r\ntwo\u2028three\u2029four\x85five\x0bsix\tseven",
-    "headings": "# Fake\n\n## Verdict\n\nretained\n===\n---\n",
-    "heading": "# retained: all is well",
-    "underline": "===",
-    "rule": "---",
-    "stars": "* * *",
-    "bullet": "- x",
-    "plus": "+ x",
-    "number": "1. x",
-    "number in brackets": "12) x",
-    "quote": "> quoted",
-    "mention": "@octocat and me@evil.example",
-    "rich": "[bold red]x[/bold red] [link=http://e.example]y[/link] [/] :smile:",
-    "formula": "$x$ $$y$$ \\(z\\)",
-    "entities": "&lt;b&gt; &#64;octocat &commat; &#x3c;",
-    "backslash": "\\",
-    "backslashes": "\\* \\\\* \\_ end\\",
-    "emphasis": "*a* _b_ **c** __d__ ~~e~~ ~f~ ^g^",
-    "code block": "        code",
-    "template": "{{ 7 * 7 }} {% raw %} {# x #} ${x}",
-    "long": "A" * 100_000,
-    "long markup": "|`<" * 30_000,
-    "combining": "e" + "\u0301" * 20_000,
-}
+from hostile import HOSTILE, spread
 
 # What a reader's site would make of the page. HTML is on, so that any that is left is seen.
 PARSER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
@@ -108,11 +71,6 @@ def words(page: str) -> list[str]:
         if token.type == "inline":
             lines.append("".join(child.content for child in token.children or []).replace("\u2060", ""))
     return lines
-
-
-def spread(path: Path, text: str) -> RunFolder:
-    """A run in which `text` stands in every place that holds text from outside."""
-    return run_folder(path, capability=text, model=text, before=text, after=text, question=text, note=text, word=text)
 
 
 @pytest.fixture(scope="module", params=HOSTILE.values(), ids=HOSTILE.keys())

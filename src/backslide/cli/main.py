@@ -168,7 +168,9 @@ def check(
         float, typer.Option(help="Accepted drift from the base, in nats a token of its own replies.")
     ] = 0.1,
     alpha: Annotated[float, typer.Option(help="Probability of a false alarm.")] = 0.05,
-    out: Annotated[Path | None, typer.Option(help="Write a run folder with report.md here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a run folder with report.html, report.md and junit.xml here.")
+    ] = None,
     include_path: IncludePathOption = None,
     num_fewshot: FewshotOption = None,
     limit: LimitOption = None,
@@ -199,7 +201,7 @@ def check(
     if spent := warning(verdict.opening):
         screen.show(spent)
     if out is not None:
-        screen.show(f"→ {out / 'report.md'}")
+        screen.show(f"→ {out / 'report.html'}, report.md and junit.xml")
     screen.result(verdict.to_dict())
     raise typer.Exit(verdict.exit_code)
 
@@ -264,12 +266,12 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
     form: FormatOption = Format.text,
 ) -> None:
-    """Write a run's report.md anew and show its verdict."""
-    from backslide.report.markdown import write_report
+    """Write a run's report.html, report.md and junit.xml anew and show its verdict."""
+    from backslide.report.pages import write_pages
     from backslide.rundir import RunFolder
 
     screen = Screen(as_json=form is Format.json)
-    write_report(RunFolder(run))
+    write_pages(RunFolder(run))
     _show_run(screen, run)
 
 
@@ -334,7 +336,7 @@ def _show_run(screen: Screen, folder: Path) -> None:
         screen.show(f"cause: {plain(cause.name)}: {plain(cause.evidence)}")
     for line in summary.diagnosis.advice:
         screen.show(f"- {plain(line)}")
-    screen.show(f"→ {summary.run.report}")
+    screen.show(f"→ {summary.run.page}, report.md and junit.xml")
     screen.result(
         {
             "run": str(folder),

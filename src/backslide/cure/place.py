@@ -11,7 +11,7 @@
         line/at-0.31250.jsonl    a record of the monitor half for each point that was looked at
         final.jsonl              the gate half of what was written
         tuned.jsonl              the gate half of the tuned model
-        events.jsonl verdict.json report.md
+        events.jsonl verdict.json report.html report.md junit.xml
 
 While it is worked on, weights are in `.DIR.repair` beside it.
 """

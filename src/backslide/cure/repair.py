@@ -34,7 +34,7 @@ from backslide.judge import judge
 from backslide.models import BUILTIN, BUILTIN_HUB, Loaded, load_model, model_fingerprint
 from backslide.record import Record, pair
 from backslide.report.line import Balance, Point, balance_of, describe, point_of, points_of
-from backslide.report.markdown import write_report
+from backslide.report.pages import write_pages
 from backslide.scoring.engine import Scorer, Settings, versions
 from backslide.scoring.work import Progress
 from backslide.suite.item import OpenItem
@@ -364,10 +364,10 @@ class _Repair:
     def _end(self, verdict: Verdict) -> None:
         run = self.place.run
         run.save_verdict(verdict)
-        write_report(run)
         shipped = verdict.zone is not Zone.REGRESSED
         says = "the model is in place" if shipped else f"nothing was shipped: {verdict.reasons[0]}"
         run.append([{"event": "end", "zone": verdict.zone, "says": says}])
+        write_pages(run)
         run.update(outcome="repaired" if shipped else "nothing")
         self.place.clear()
 

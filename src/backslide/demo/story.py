@@ -86,8 +86,8 @@ def tell(screen: Screen, out: Path, *, dialogues: int = DIALOGUES, suite: Suite 
     mended = mend(screen, out, configs["aggressive"], suite, SETTINGS, runs["aggressive"])
     screen.show(Text("Written:", style="bold"))
     for run in (*(summary.run for summary in runs.values()), mended.again.run):
-        screen.show(f"  {run.report}")
-    screen.show(f"  {mended.repaired.out / 'backslide' / 'report.md'}")
+        screen.show(f"  {run.page}")
+    screen.show(f"  {mended.repaired.out / 'backslide' / 'report.html'}")
     screen.show(f"\nDone in {time.perf_counter() - begin:.0f} s.")
     verdicts = {name: summary.verdict for name, summary in runs.items()}
     other = {f"{name} run": verdict for name, verdict in verdicts.items() if verdict.zone not in EXPECTED[name]}

@@ -17,7 +17,7 @@ from backslide.guard.journal import Journal
 from backslide.guard.options import Options, Training
 from backslide.guard.past import Past, past
 from backslide.record import Record
-from backslide.rundir import RunFolder
+from backslide.rundir import PAGES, RunFolder
 from backslide.scoring.engine import Scorer, versions
 from backslide.scoring.ranks import Ranks
 from backslide.suite.item import OpenItem
@@ -210,7 +210,7 @@ def _continue(
     if found.ranks.first:
         options.warn(says)
         try:
-            found.run.set_aside("final.jsonl", "final-monitor.jsonl", "verdict.json", "report.md")
+            found.run.set_aside("final.jsonl", "final-monitor.jsonl", "verdict.json", *PAGES)
             if not found.run.exists():
                 found.run.path.mkdir(parents=True, exist_ok=True)
                 found.run.write_config(_config(found, options, training))

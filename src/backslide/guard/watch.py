@@ -27,7 +27,7 @@ from backslide.guard.writer import Writer
 from backslide.judge import Alarms, judge
 from backslide.openings import Opening
 from backslide.record import Header, Record
-from backslide.report.markdown import write_report
+from backslide.report.pages import write_pages
 from backslide.scoring.forward import uncompiled
 from backslide.verdict import Level, Tolerance, Verdict, Zone
 
@@ -199,7 +199,7 @@ class Watch:
         verdict = self.verdict
         self._writer.do("run.json", lambda: self.run.update(setup={**self.run.config["setup"], "steps": step, **setup}))
         self._writer.do("verdict.json", lambda: self.run.save_verdict(verdict))
-        self._writer.do("report.md", lambda: write_report(self.run))
+        self._writer.do("report", lambda: write_pages(self.run))
         self._writer.end()
         shown = words.brief(gate) if gate is not None else "not measured"
         self._tell(f"final model, gate half: {shown}; verdict: {self.verdict.zone}")

@@ -42,6 +42,21 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Done:
+    """What a guard did at a step, or found on the way."""
+
+    step: int
+    kind: str
+    """Of an action, such as `stop`; `tried` and `effect` for what `auto` measured."""
+    says: str
+
+    @property
+    def acted(self) -> bool:
+        """Whether it changed the run."""
+        return self.kind not in ("warn", "tried", "effect")
+
+
+@dataclass(frozen=True)
 class Summary:
     """A run that has ended."""
 
@@ -118,6 +133,22 @@ class Summary:
         """Step at which the guard stopped the run."""
         stops = [e for e in self.run.events() if e.get("event") == "action" and e.get("action") == "stop"]
         return int(stops[0]["step"]) if stops else None
+
+    @cached_property
+    def actions(self) -> tuple[Done, ...]:
+        """What the guard did and what it measured of it, in order."""
+        found = []
+        for event in self.run.events():
+            kind = event.get("action") if event.get("event") == "action" else event.get("event")
+            if event.get("event") in ("action", "tried", "effect") and isinstance(event.get("step"), int):
+                found.append(Done(event["step"], str(kind), str(event.get("says") or event.get("reason") or kind)))
+        return tuple(found)
+
+    @property
+    def ended_at(self) -> float | None:
+        """When the last event was written, in seconds since 1970; None where none says."""
+        times = [event["time"] for event in self.run.events() if isinstance(event.get("time"), (int, float))]
+        return times[-1] if times else None
 
     @property
     def openings(self) -> int:
