@@ -60,6 +60,9 @@ def test_replay_and_anchor_by_configuration(tmp_path: Path, tiny_folder: Path, m
     assert losses(cured) != losses(plain), "other rows, another gradient"
     assert cured.run.config["config"]["cure"] == {**cure, "prompts": None, "on_regression": None}
     assert any("log-probabilities" in line for line in said) == (method == "full")
+    # The diagnosis goes on from there.
+    assert cured.run.config["setup"].items() >= {"replay": 0.25, "anchor": 0.5}.items()
+    assert not {"replay", "anchor"} & plain.run.config["setup"].keys()
 
 
 def test_without_cures_nothing_is_changed(tmp_path: Path, tiny_folder: Path) -> None:
@@ -77,6 +80,7 @@ def test_auto_brings_in_what_it_needs(tmp_path: Path, tiny_folder: Path) -> None
     assert actions and actions[0]["action"] == "rollback" and "replay" not in actions[0]["cures"]
     raised = [a for a in actions if "replay" in a.get("cures", ())]
     assert raised and "old data from 0 to 0.01 of the tokens" in raised[0]["says"]
+    assert tuned.run.config["setup"]["replay"] >= 0.01, "as it ended, not as it began"
     assert tuned.verdict.zone != "regressed"
 
 

@@ -204,6 +204,21 @@ def test_advice_without_a_setup() -> None:
     assert "small rank" in told(Losses(FELL), REGRESSED, setup={"method": "full", "learning_rate": 1e-3}).advice[-1]
 
 
+def test_advice_goes_on_from_the_cures_that_the_run_had() -> None:
+    def lines(**setup: float) -> str:
+        return " ".join(told(Losses(FELL), REGRESSED, setup=setup).advice)
+
+    assert "next setting: replay = 0.05." in lines(replay=0.01), "what is usual first"
+    assert "replay = 0.1 instead of 0.05." in lines(replay=0.05) and "next setting" not in lines(replay=0.05)
+    assert "replay = 0.25 instead of 0.1." in lines(replay=0.1)
+    assert "original-domain data" not in lines(replay=0.25), "more was not measured"
+    assert (
+        "anchor = 0.1" in lines(replay=0.25)
+        and "anchor = 0.1" in lines(anchor=0.0)
+        and "anchor" not in lines(anchor=1.0)
+    )
+
+
 @pytest.mark.parametrize("final", [False, True])
 def test_a_diagnosis_is_json(final: bool) -> None:
     looks = [(10, UNDECIDED), (20, REGRESSED)]

@@ -315,6 +315,11 @@ class _Events(TrainerCallback):  # type: ignore[misc]
     def __init__(self, anchor: Anchor) -> None:
         self._anchor = anchor
 
+    @property
+    def backslide_setup(self) -> dict[str, float]:
+        """For `guard.setup.setup_of_callbacks`."""
+        return {"anchor": self._anchor.weight}
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._anchor.begin(state)
 

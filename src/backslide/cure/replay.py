@@ -239,6 +239,11 @@ class _Mixer:
         self._loader.collate_fn = _Rows
         self.training = True
 
+    @property
+    def ratio(self) -> float:
+        """Share of old tokens that is aimed at now."""
+        return self._replay.ratio
+
     def end(self) -> None:
         """Give the loader its collator back."""
         if self._loader is not None:
@@ -317,6 +322,11 @@ class _Events(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, mixer: _Mixer) -> None:
         self._mixer = mixer
+
+    @property
+    def backslide_setup(self) -> dict[str, float]:
+        """For `guard.setup.setup_of_callbacks`."""
+        return {"replay": self._mixer.ratio}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
         self._mixer.begin(state, train_dataloader)

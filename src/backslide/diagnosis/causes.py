@@ -78,7 +78,8 @@ def causes(problem: str, setup: Setup) -> tuple[Cause, ...]:
         problem: one of `PROBLEMS`.
         setup: of the run, from `run.json`: `method` (`full` or a PEFT method), `learning_rate`, `parameters`,
             `trainable`, `rank`, `lora_alpha`, `steps`, `max_steps`, `epochs`, `batch_size`, `examples`,
-            `warmup_steps`, `scheduler`, `replay` (share of original-domain data); any may be absent or unusable.
+            `warmup_steps`, `scheduler`, `replay` (share of original-domain data), `anchor` (weight of the KL to the
+            base); any may be absent or unusable.
     """
     if problem not in PROBLEMS:
         raise ValueError(f"problem is {problem!r}, one of {', '.join(PROBLEMS)} is needed")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backslide.diagnosis import states
-from backslide.diagnosis.causes import Cause, Setup, causes, next_setting, say_setting
+from backslide.diagnosis.causes import Cause, Setup, causes, next_setting, number, say_setting
 from backslide.diagnosis.curves import Losses, Points, clean
 from backslide.diagnosis.knowledge import Knowledge
 from backslide.diagnosis.onset import Onset, find_onset
@@ -57,6 +57,10 @@ class Diagnosis:
             "story": list(self.story),
             "advice": list(self.advice),
         }
+
+
+MORE_REPLAY = (0.05, 0.1, 0.25)
+"""Shares of original-domain data, one after the other; what more than a quarter buys was not measured."""
 
 
 def diagnose(
@@ -277,8 +281,18 @@ def _against_forgetting(
         )
     if "learning_rate" not in setting:
         lines.append("lower the learning rate first, by a factor of 3 to 10.")
+    replay = number(setup, "replay")
     if "replay" not in setting and not any(cause.name == "no original-domain data" for cause in found):
-        lines.append("mix in more original-domain data.")
+        more = next((ratio for ratio in MORE_REPLAY if ratio > (replay or 0.0)), None)
+        if replay is None:
+            lines.append("mix in more original-domain data.")
+        elif more is not None:
+            lines.append(f"mix in more original-domain data: replay = {more:g} instead of {replay:g}.")
+    if not number(setup, "anchor"):
+        lines.append(
+            "or hold the model near the base with an anchor (anchor = 0.1 under [cure], or Anchor), which takes about "
+            "twice the time of a step."
+        )
     lines.append(
         "without training anew: take an earlier checkpoint, or move the weights back towards the base "
         "(backslide repair)."

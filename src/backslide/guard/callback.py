@@ -14,7 +14,7 @@ from backslide.guard import trainer_log
 from backslide.guard.actions import Tools
 from backslide.guard.options import Options, Training
 from backslide.guard.policy import Policy
-from backslide.guard.setup import evaluations, setup_of, setup_of_trainer
+from backslide.guard.setup import evaluations, setup_of, setup_of_callbacks, setup_of_trainer
 from backslide.guard.watch import Watch
 from backslide.record import Record
 from backslide.rundir import RunFolder
@@ -171,7 +171,7 @@ class Guard(TrainerCallback):
             folder=self._run_dir or Path(args.output_dir) / "backslide",
             steps=state.max_steps,
             step=state.global_step,
-            setup=setup_of_trainer(args, state, model, kwargs),
+            setup={**setup_of_trainer(args, state, model, kwargs), **setup_of_callbacks(self._trainer)},
             evaluations=self._evaluations(args, state, kwargs),
             best=bool(getattr(args, "load_best_model_at_end", False)),
         )
@@ -235,7 +235,9 @@ class Guard(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Judge the final model on the gate half, and write verdict and report."""
         if self._watch is not None and self._watch.verdict is None:
-            verdict = self._watch.finish(model, state.global_step, epochs=state.epoch)
+            verdict = self._watch.finish(
+                model, state.global_step, epochs=state.epoch, **setup_of_callbacks(self._trainer)
+            )
             final = {f"{trainer_log.PREFIX}final/{zone}": float(verdict.zone is zone) for zone in Zone}
             trainer_log.log(self._trainer, state, final)
             # To the trackers alone: scripts take the last entry of the history for the training's own.

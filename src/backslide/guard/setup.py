@@ -45,6 +45,18 @@ def setup_of_trainer(args: Any, state: Any, model: Any, kwargs: Mapping[str, Any
     }
 
 
+def setup_of_callbacks(trainer: Any) -> dict[str, Any]:
+    """What a trainer's callbacks say of themselves: the share of replay, the weight of an anchor.
+
+    Each that has a `backslide_setup`, a mapping, is asked; the cures are above the guard, which knows none of them.
+    """
+    found: dict[str, Any] = {}
+    for callback in getattr(getattr(trainer, "callback_handler", None), "callbacks", ()):
+        told = getattr(callback, "backslide_setup", None)
+        found.update(told if isinstance(told, Mapping) else {})
+    return found
+
+
 def evaluations(args: Any, state: Any, loader: Any) -> tuple[int, ...]:
     """The steps after which a trainer evaluates; none where that is not known before training."""
     strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
