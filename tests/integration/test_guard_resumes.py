@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,33 @@ def test_a_run_resumed_after_a_rollback_stands_where_it_stood(tmp_path: Path, pl
     assert told[:3] == [(2, "rollback"), (4, "rollback"), (6, "rollback")] and told[3:] in ([], [(7, "stop")])
     if place == "disk":
         assert [e["back_to"] for e in events if e.get("action") == "rollback"] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_resumed_run_takes_no_state_for_good_that_was_not(tmp_path: Path, kept: bool) -> None:
+    more: dict[str, Any] = {"learning_rate": 1e-5}
+    interrupted(tmp_path, guard_of(on_regression="rollback"), 3, **more)
+    path = tmp_path / "backslide" / "events.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    (look,) = [event for event in events if event["event"] == "look"]
+    assert look["verdict"]["zone"] == "undecided" and look["verdict"]["pooled"]["main"]["drop"] <= 0.03
+    if not kept:
+        look["verdict"]["pooled"]["main"]["drop"] = 0.1
+        path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    lines: list[str] = []
+    guard = guard_of(lines, on_regression="rollback")
+    trainer = make(tmp_path, guard, save_steps=1, **more)
+    held: list[int | None] = []
+
+    class Seen(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            assert guard._watch is not None and guard._watch._actor._snapshot is not None
+            held.append(guard._watch._actor._snapshot.step)
+
+    trainer.add_callback(Seen())
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert held[:2] == ([3, 4] if kept else [None, 4]), "the look after step 4 finds the abilities kept"
+    assert any("no state to go back to until a look" in line for line in lines) is not kept
 
 
 def test_other_settings_are_refused_before_the_first_step(tmp_path: Path) -> None:

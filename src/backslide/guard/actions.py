@@ -83,6 +83,15 @@ class Actor:
                     return True
         return False
 
+    def bare(self, step: int) -> None:
+        """Say that a resumed run has nothing to go back to."""
+        if self._snapshot is not None:
+            self._options.warn(
+                f"step {step}: there is no state to go back to until a look finds the abilities kept: that of before "
+                "was in the memory of a process that is gone, and the last look says that more than the tolerance was "
+                'lost since. snapshots="disk" keeps it over a restart'
+            )
+
     def forget(self) -> None:
         """Let go of what was kept: another process could not keep it."""
         self._options.warn("the state to go back to was not kept by all processes, so there is none now")

@@ -22,7 +22,7 @@ from backslide.guard.cured import Cured
 from backslide.guard.journal import Journal
 from backslide.guard.options import Options, Training
 from backslide.guard.pacing import Pacer
-from backslide.guard.policy import Action
+from backslide.guard.policy import Action, is_kept
 from backslide.guard.writer import Writer
 from backslide.judge import Alarms, judge
 from backslide.openings import Opening
@@ -74,8 +74,10 @@ class Watch:
         baseline = sum(event.get("seconds", 0.0) for event in begun.events if event["event"] == "baseline")
         self.pacer.spent = begun.past.spent + max(0.0, time.perf_counter() - began - baseline)
         held = all(self.ranks.gather(self._actor.resume(begun.past, training.step)))
-        if not held and (self._last is None or self._last.zone is not Zone.REGRESSED):
+        if not held and (self._last is None or is_kept(self._last)):
             self._keep(tools, training.step, None)
+        elif not held:
+            self._actor.bare(training.step)
 
     @property
     def zone(self) -> Zone | None:
