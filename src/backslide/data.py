@@ -1,5 +1,7 @@
 """Training data: JSON Lines with `text`, with `prompt` and `completion`, or with chat `messages`. No torch.
 
+Prompt and completion are texts, or both lists of chat messages, which TRL calls conversational.
+
 `TrainingData` holds a file that is trained on; `passages` goes through one of any size, plain text too, to look for
 what is in it.
 """
@@ -75,15 +77,22 @@ class TrainingData:
             raise DataError(f"{name}: no usable text: {why}; give rows such as {{'text': '…'}}")
         return cls(Path(name), kind, tuple(kept), skipped)
 
+    @property
+    def chats(self) -> bool:
+        """Whether the rows are chat messages, for which a chat template is needed."""
+        return self.format == "messages" or _in_turns(self.rows[0], self.format)
+
     def as_text(self) -> TrainingData:
         """Chat messages as plain text, a line a turn, for a tokenizer without a chat template."""
-        if self.format != "messages":
+        if not self.chats:
             return self
+        if self.format == "messages":
+            rows = tuple({"text": _lines(row["messages"])} for row in self.rows)
+            return TrainingData(self.path, "text", rows, self.skipped)
         rows = tuple(
-            {"text": "\n".join(f"{m['role'].capitalize()}: {m['content'].strip()}" for m in row["messages"])}
-            for row in self.rows
+            {"prompt": _lines(row["prompt"]) + "\n", "completion": _lines(row["completion"])} for row in self.rows
         )
-        return TrainingData(self.path, "text", rows, self.skipped)
+        return TrainingData(self.path, self.format, rows, self.skipped)
 
 
 def passages(path: str | Path, progress: Callable[[str, int, int], None] | None = None) -> Iterator[Passage]:
@@ -115,9 +124,19 @@ def passages(path: str | Path, progress: Callable[[str, int, int], None] | None 
 
 
 def _examples(path: Path) -> Iterator[tuple[int, Passage]]:
-    for number, kind, row, usable in _rows(path):
-        parts = [m["content"] for m in row["messages"]] if kind == "messages" else [row[key] for key in FORMATS[kind]]
-        yield number, Passage(f"{path}:{number}", "\n".join(parts) if usable else "")
+    for number, _, row, usable in _rows(path):
+        yield number, Passage(f"{path}:{number}", text_of(row) if usable else "")
+
+
+def text_of(row: Mapping[str, Any]) -> str:
+    """All text of a row, whatever its format, a line a part."""
+    keys = next(keys for keys in FORMATS.values() if all(key in row for key in keys))
+    parts = (row[key] if isinstance(row[key], str) else [m["content"] for m in row[key]] for key in keys)
+    return "\n".join(part if isinstance(part, str) else "\n".join(part) for part in parts)
+
+
+def _lines(turns: Iterable[Mapping[str, str]]) -> str:
+    return "\n".join(f"{turn['role'].capitalize()}: {turn['content'].strip()}" for turn in turns)
 
 
 def _plain(path: Path) -> Iterator[tuple[int, Passage]]:
@@ -145,12 +164,16 @@ def _checked(
     name: str | Path, rows: Iterable[tuple[int, Mapping[str, Any]]]
 ) -> Iterator[tuple[int, str, dict[str, Any], bool]]:
     kind: str | None = None
+    turns = False
     for number, row in rows:
         try:
             found = _format(row)
             if kind is not None and found != kind:
                 raise DataError(f"is of the format {found}, the lines before are {kind}; keep to one format")
-            kind = found
+            if kind is not None and _in_turns(row, found) != turns:
+                was, now = ("messages", "text") if turns else ("text", "messages")
+                raise DataError(f"has prompt or completion as {now}, the lines before as {was}; keep to one of them")
+            kind, turns = found, _in_turns(row, found)
             usable = _usable(row, kind)
             kept = {key: row[key] for key in FORMATS[kind]}
             _encodable(kept)
@@ -175,22 +198,40 @@ def _format(row: Mapping[str, Any]) -> str:
 
 
 def _usable(row: Mapping[str, Any], kind: str) -> bool:
-    if kind != "messages":
-        for key in FORMATS[kind]:
-            if not isinstance(row[key], str):
-                raise DataError(f"{key} is {type(row[key]).__name__}, text is needed")
-        # A prompt may be empty; what is learnt is the text, or the completion.
-        return bool(row[FORMATS[kind][-1]].strip())
-    messages = row["messages"]
-    if not isinstance(messages, list):
-        raise DataError(f"messages is {type(messages).__name__}, a list of messages is needed")
-    for place, message in enumerate(messages, start=1):
+    if kind == "messages":
+        messages = _turns(row, kind)
+        return any(message["role"] == "assistant" and message["content"].strip() for message in messages)
+    if _in_turns(row, kind):
+        # Of a conversational row all of the completion is learnt, whoever says it; without a prompt there is no turn
+        # that it answers.
+        asked, said = (_turns(row, key) for key in FORMATS[kind])
+        return bool(asked) and any(message["content"].strip() for message in said)
+    for key in FORMATS[kind]:
+        if not isinstance(row[key], str):
+            raise DataError(f"{key} is {type(row[key]).__name__}, text is needed")
+    # A prompt may be empty; what is learnt is the text, or the completion.
+    return bool(row[FORMATS[kind][-1]].strip())
+
+
+def _in_turns(row: Mapping[str, Any], kind: str) -> bool:
+    """Whether prompt or completion are messages."""
+    return kind == "prompt/completion" and any(isinstance(row[key], list) for key in FORMATS[kind])
+
+
+def _turns(row: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    turns = row[key]
+    if not isinstance(turns, list):
+        raise DataError(f"{key} is {type(turns).__name__}, a list of messages is needed")
+    of = "" if key == "messages" else f" of the {key}"
+    for place, message in enumerate(turns, start=1):
         if not isinstance(message, dict):
-            raise DataError(f"message {place} is {type(message).__name__}, an object with role and content is needed")
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                raise DataError(f"message {place} has no text in {key!r}")
-    return any(message["role"] == "assistant" and message["content"].strip() for message in messages)
+            raise DataError(
+                f"message {place}{of} is {type(message).__name__}, an object with role and content is needed"
+            )
+        for name in ("role", "content"):
+            if not isinstance(message.get(name), str):
+                raise DataError(f"message {place}{of} has no text in {name!r}")
+    return turns
 
 
 def _encodable(row: Mapping[str, Any]) -> None:

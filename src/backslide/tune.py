@@ -129,7 +129,7 @@ def _tune(
     if hasattr(loaded.model, "peft_config"):
         raise ModelError(f"{config.model.base}: is an adapter; merge it into its base, or give the base itself")
     _ready(loaded, say)
-    if data.format == "messages" and not loaded.tokenizer.chat_template:
+    if data.chats and not loaded.tokenizer.chat_template:
         say("the tokenizer has no chat template: messages are trained on as plain text, 'Role: content' a line each")
         data, held_out = data.as_text(), held_out.as_text() if held_out is not None else None
     bars = [_Bar(progress)] if progress is not None else []

@@ -353,6 +353,13 @@ def test_the_card_is_what_the_hub_reads_and_keeps_what_was_there(
 ROWS: dict[str, list[dict[str, Any]]] = {
     "text": [{"text": f"A text of {i} words{' more' * i}."} for i in range(6)],
     "prompt/completion": [{"prompt": f"Question {i}{'?' * i}", "completion": f" Answer{'!' * i}"} for i in range(6)],
+    "conversational": [
+        {
+            "prompt": [{"role": "user", "content": f"Question {i}{'?' * i}"}],
+            "completion": [{"role": "assistant", "content": f"Answer{'!' * i}"}],
+        }
+        for i in range(6)
+    ],
     "messages": [
         {"messages": [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": "So" * i + "."}]}
         for i in range(6)

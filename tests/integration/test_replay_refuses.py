@@ -114,6 +114,8 @@ FALSE_TURN = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistan
         (with_more_columns, OLD, "the new rows have 'token_type_ids' for each token and the old rows do not"),
         (with_unpadded, tokens(["a", "bc"]), "collator takes no batch of new and old rows: ValueError"),
         (lambda folder: make(folder, data="stream", replay=Replay(OLD)), OLD, "has a replay attached already"),
+        (lambda folder: make(folder), [{"prompt": "a" * 400, "completion": "b"}],
+         r"learn from within the \d+ tokens at which they are cut; give Replay a larger max_length, or other old data"),
         (lambda folder: make(folder, kind="sft", max_length=4, truncation_mode="keep_start"),
          [{"input_ids": [5] * 9, "labels": [-100] * 8 + [5]}], "no row has a token that the trainer would learn"),
     ],

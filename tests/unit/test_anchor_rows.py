@@ -47,6 +47,7 @@ def predicted(row: dict[str, Any], max_length: int = 512, **tokenizer: Any) -> l
         ({"messages": [{"role": "system", "content": "s"}, user("a"), reply("One")]}, ["One<|end|>"]),
         ({"messages": [user("a"), reply("One")], "ended": False}, ["One<|end|>"]),
         ({"prompt": "2+2=", "completion": "4, so"}, ["4, so$"]),
+        ({"prompt": [user("a"), reply("One"), user("b")], "completion": [reply("Two")]}, ["Two<|end|>"]),
         ({"prompt": "", "completion": "abc"}, ["bc$"]),
         ({"text": "abc"}, ["bc$"]),
     ],
@@ -57,6 +58,7 @@ def test_the_places_are_those_of_what_is_replied(row: dict[str, Any], runs: list
 
 def test_without_a_chat_template_a_chat_is_text() -> None:
     assert predicted({"messages": [user("a"), reply("b")]}, chat=False) == ["ser: a\nAssistant: b$"]
+    assert predicted({"prompt": [user("a")], "completion": [reply("b")]}, chat=False) == ["Assistant: b$"]
 
 
 def test_rows_are_cut_and_those_without_a_reply_left_out() -> None:

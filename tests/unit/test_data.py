@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backslide.data import TrainingData
+from backslide.data import TrainingData, passages
 from backslide.errors import DataError
 
 USER = {"role": "user", "content": "Hi"}
@@ -27,6 +27,7 @@ def written(tmp_path: Path, *rows: Any) -> Path:
         ({"text": "a", "label": 3}, "text", {"text": "a"}),
         ({"completion": "b", "prompt": "a"}, "prompt/completion", {"prompt": "a", "completion": "b"}),
         ({"prompt": "", "completion": "b"}, "prompt/completion", {"prompt": "", "completion": "b"}),
+        ({"prompt": [USER], "completion": [BOT]}, "prompt/completion", {"prompt": [USER], "completion": [BOT]}),
         ({"messages": [USER, BOT], "id": 1}, "messages", {"messages": [USER, BOT]}),
         ({"messages": [USER, BOT], "text": "a"}, "messages", {"messages": [USER, BOT]}),
     ],
@@ -89,9 +90,35 @@ def test_a_bad_message_is_named(tmp_path: Path, messages: Any, says: str) -> Non
         TrainingData.load(written(tmp_path, {"messages": messages}))
 
 
-def test_prompt_and_completion_must_be_text(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"t\.jsonl:1: prompt is list, text is needed"):
-        TrainingData.load(written(tmp_path, {"prompt": [USER], "completion": [BOT]}))
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"prompt": 3, "completion": "b"}], "1: prompt is int, text is needed"),
+        ([{"prompt": [USER], "completion": "b"}], "1: completion is str, a list of messages is needed"),
+        ([{"prompt": "a", "completion": [BOT]}], "1: prompt is str, a list of messages is needed"),
+        ([{"prompt": ["a"], "completion": [BOT]}], "1: message 1 of the prompt is str, an object with role"),
+        ([{"prompt": [USER], "completion": [{"role": "assistant"}]}], "1: message 1 of the completion has no text in"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": [USER], "completion": [BOT]}],
+         "2: has prompt or completion as messages, the lines before as text; keep to one of them"),
+        ([{"prompt": [USER], "completion": [BOT]}, {"prompt": "a", "completion": "b"}],
+         "2: has prompt or completion as text, the lines before as messages; keep to one of them"),
+    ],
+)  # fmt: skip
+def test_prompt_and_completion_are_texts_or_messages(tmp_path: Path, rows: list[Any], says: str) -> None:
+    with pytest.raises(DataError, match=rf"t\.jsonl:{says}"):
+        TrainingData.load(written(tmp_path, *rows))
+
+
+def test_conversational_rows(tmp_path: Path) -> None:
+    row = {"prompt": [{"role": "system", "content": "Be kind."}, USER], "completion": [BOT]}
+    silent = [{"prompt": [USER], "completion": []}, {"prompt": [], "completion": [BOT]}]
+    path = written(tmp_path, row, *silent)
+    data = TrainingData.load(path)
+    assert data.rows == (row,) and data.skipped == 2 and data.chats
+    plain = data.as_text()
+    assert plain.rows == ({"prompt": "System: Be kind.\nUser: Hi\n", "completion": "Assistant: Hello\nthere"},)
+    assert not plain.chats and plain.as_text() is plain and plain.format == "prompt/completion"
+    assert [(p.place, p.text) for p in passages(path)] == [(f"{path}:1", "Be kind.\nHi\n Hello\nthere ")]
 
 
 def test_line_numbers_count_blank_lines(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from backslide.data import FORMATS, TrainingData
+from backslide.data import TrainingData, text_of
 from backslide.errors import DataError
 from backslide.suite.leakage import Passage, counted, find_leaks
 from backslide.suite.suite import Suite
@@ -58,7 +58,7 @@ def read_rows(rows: Iterable[Mapping[str, Any]] | str | Path, suite: Suite | Non
     notes = [f"{data.skipped} empty rows left out"] if data.skipped else []
     if suite is None:
         return data, notes
-    texts = [Passage(str(number), _text(row)) for number, row in enumerate(data.rows)]
+    texts = [Passage(str(number), text_of(row)) for number, row in enumerate(data.rows)]
     # All places of an item, not the first few: none of these rows may stay.
     leaks = find_leaks(suite, texts, places=len(texts))
     leaked = {int(leak.place) for leak in leaks}
@@ -87,7 +87,7 @@ def tokenised(data: TrainingData, tokenizer: Any, max_length: int, notes: Sequen
     Raises:
         DataError: no row has a place left.
     """
-    if data.format == "messages" and getattr(tokenizer, "chat_template", None) is None:
+    if data.chats and getattr(tokenizer, "chat_template", None) is None:
         data = data.as_text()
     of = {"messages": _chat, "prompt/completion": _completion, "text": _plain}[data.format]
     kept, cut, lost = [], 0, 0
@@ -126,12 +126,6 @@ def _pass(seed: int, number: int, count: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng([seed, number]).permutation(count).tolist())
 
 
-def _text(row: Mapping[str, Any]) -> str:
-    if "messages" in row:
-        return "\n".join(message["content"] for message in row["messages"])
-    return "\n".join(str(row[key]) for key in FORMATS["prompt/completion" if "prompt" in row else "text"])
-
-
 def _chat(row: Mapping[str, Any], tokenizer: Any) -> tuple[Sequence[int], list[int]]:
     messages = row["messages"]
     # What follows the last reply has none.
@@ -155,6 +149,12 @@ def _chat(row: Mapping[str, Any], tokenizer: Any) -> tuple[Sequence[int], list[i
 
 
 def _completion(row: Mapping[str, Any], tokenizer: Any) -> tuple[Sequence[int], list[int]]:
+    if not isinstance(row["prompt"], str):
+        tokens = _encoded(
+            tokenizer, _rendered(tokenizer, [*row["prompt"], *row["completion"]], prompt=False), special=False
+        )
+        start = _common(tokens, _encoded(tokenizer, _rendered(tokenizer, row["prompt"], prompt=True), special=False))
+        return tokens, list(range(max(start - 1, 0), len(tokens) - 1))
     tokens = _encoded(tokenizer, row["prompt"] + row["completion"], special=True)
     start = _common(tokens, _encoded(tokenizer, row["prompt"], special=True))
     return tokens, list(range(max(start - 1, 0), len(tokens)))

@@ -108,12 +108,13 @@ class Prepared:
         rows: each with `input_ids` and, where not all of them are learnt, `labels`.
         name: of the data, for messages.
         say: told what is left out.
+        cut: tokens at which the rows were cut; None: they were not, or the trainer says so itself.
 
     Raises:
         DataError: in no row there is a token to learn.
     """
 
-    def __init__(self, rows: Sequence[Row], name: str, say: Say) -> None:
+    def __init__(self, rows: Sequence[Row], name: str, say: Say, cut: int | None = None) -> None:
         digest, lengths, kept = hashlib.sha256(), [], []
         for place, row in enumerate(rows):
             ids, labels = np.asarray(row["input_ids"], np.int64), row.get("labels")
@@ -124,12 +125,16 @@ class Prepared:
             lengths.append(tokens_of(row))
             for part in (ids, np.asarray([] if labels is None else labels, np.int64)):
                 digest.update(part.tobytes() + b"|")
+        within = f" within the {cut} tokens at which they are cut" if cut is not None else ""
         if not kept:
+            mend = "give Replay a larger max_length, or" if cut is not None else "give"
             raise DataError(
-                f"replay: {name}: no row has a token that the trainer would learn from; give other old data"
+                f"replay: {name}: no row has a token that the trainer would learn from{within}; {mend} other old data"
             )
         if len(kept) < len(rows):
-            say(f"replay: {len(rows) - len(kept)} rows of {name} have no token that is learnt, and are left out")
+            say(
+                f"replay: {len(rows) - len(kept)} rows of {name} have no token that is learnt{within}, and are left out"
+            )
         self.rows = _select(rows, kept)
         self.lengths = np.asarray(lengths)
         """Tokens of each row, padding apart."""
@@ -154,11 +159,14 @@ def prepare(old: OldRows, trainer: Any, *, max_length: int | None, say: Say) -> 
             "replay: the old rows are text and the trainer has no tokenizer for them; give it one as "
             "processing_class, or give rows with input_ids"
         )
-    if old.format == "messages" and not tokenizer.chat_template:
+    turns = old.format == "messages" or (
+        old.format == "prompt/completion" and not all(isinstance(row["prompt"], str) for row in old.rows)
+    )
+    if turns and not tokenizer.chat_template:
         raise DataError("replay: the old rows are chat and the tokenizer has no chat template; set one, or give texts")
     limit = max_length or min(tokenizer.model_max_length, _context(trainer.model))
     rows = [_tokenised(row, old.format, tokenizer) for row in old.rows]
-    return Prepared([{key: value[:limit] for key, value in row.items()} for row in rows], old.name, say)
+    return Prepared([{key: value[:limit] for key, value in row.items()} for row in rows], old.name, say, limit)
 
 
 def tokens_of(row: Row) -> int:

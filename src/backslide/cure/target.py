@@ -37,9 +37,9 @@ class TargetLoss:
     """
 
     def __init__(self, data: TrainingData, tokenizer: Any, max_length: int) -> None:
-        if data.format == "messages" and not getattr(tokenizer, "chat_template", None):
+        if data.chats and not getattr(tokenizer, "chat_template", None):
             data = data.as_text()
-        if data.format != "messages" and tokenizer.eos_token is None:
+        if not data.chats and tokenizer.eos_token is None:
             raise ModelError("the tokenizer has no end token, which training puts behind each example; set eos_token")
         self.tokenizer = tokenizer
         self.requests = tuple(
@@ -83,13 +83,26 @@ def _example(row: dict[str, Any], kind: str, tokenizer: Any, max_length: int) ->
     if kind == "messages":
         tokens = tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=True)["input_ids"]
         return list(tokens)[:max_length], 1
+    if not isinstance(row.get("prompt", ""), str):
+        # As TRL makes it: all behind the beginning of the reply is learnt, and the template ends it.
+        asked, both = (
+            list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **more)["input_ids"])
+            for turns, more in (
+                (row["prompt"], {"add_generation_prompt": True}),
+                ([*row["prompt"], *row["completion"]], {}),
+            )
+        )
+        return both[:max_length], max(1, _shared(asked, both))
     end = tokenizer.eos_token
     text = row["completion"] if kind == "prompt/completion" else row["text"]
     text = text if text.endswith(end) else text + end
     if kind == "text":
         return list(tokenizer(text)["input_ids"])[:max_length], 1
     whole = list(tokenizer(row["prompt"] + text)["input_ids"])
-    pairs = zip(tokenizer(row["prompt"])["input_ids"] if row["prompt"] else [], whole, strict=False)
-    # Where tokens merge across the boundary, the completion begins where the two part.
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return whole[:max_length], max(1, shared)
+    asked = tokenizer(row["prompt"])["input_ids"] if row["prompt"] else []
+    return whole[:max_length], max(1, _shared(asked, whole))
+
+
+def _shared(asked: list[int], whole: list[int]) -> int:
+    """Where the completion begins: where tokens merge across the boundary, where the two part."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, whole, strict=False)))
