@@ -246,9 +246,9 @@ def test_an_axis_holds_its_values_and_has_a_few_round_ticks(values: list[float])
 def test_a_bar_is_cut_at_its_ends_and_open_where_a_bound_is() -> None:
     bar = ET.fromstring(interval(0.5, None, None, reach=0.1, tolerance=0.03, zone="undecided"))
     (circle,) = bar.iter("circle")
-    assert circle.get("cx") == "180.0"
+    assert circle.get("cx") == "140.0"
     bound = [line for line in bar.iter("line") if line.get("class") == "bound"]
-    assert [(line.get("x1"), line.get("x2")) for line in bound] == [("0.0", "180.0")]
+    assert [(line.get("x1"), line.get("x2")) for line in bound] == [("0.0", "140.0")]
     assert interval(None, None, None, reach=1, tolerance=0.03, zone="undecided") == ""
     assert interval(float("nan"), None, None, reach=1, tolerance=0.03, zone="undecided") == ""
 

@@ -13,12 +13,17 @@ from html import escape
 
 WIDE, HIGH = 640, 220
 """Size of the axes of a chart in pixels; the page scales it."""
-LEFT, TOP, RIGHT, BOTTOM = 56, 30, 12, 40
+LEFT, TOP, RIGHT, BOTTOM = 56, 30, 16, 40
 """Margins around them."""
 MOST_POINTS = 600
 """Points of a curve that are drawn at most."""
-BAR = (180, 14)
+BAR = (140, 14)
 """Size of the bar of an interval."""
+INK = {
+    "one": "#0969da", "two": "#bc4c00", "grid": "#d1d9e0", "level": "#59636e", "mark": "#cf222e", "zero": "#59636e",
+    "bound": "#59636e",
+}  # fmt: skip
+"""Colours where no style sheet reaches a figure: in a mail, or in a page made for print."""
 
 Points = Sequence[tuple[float, float | None]]
 
@@ -90,7 +95,7 @@ def chart(
     for tick in axis([low_x, high_x], margin=0.0)[2]:
         if tick == int(tick):
             parts.append(_text(x(tick), bottom + 16, f"{tick:g}", "middle"))
-    parts.append(_text(LEFT + WIDE / 2, bottom + 34, "step", "middle"))
+    parts.append(_text(LEFT + WIDE, bottom + 34, "step", "end"))
     for value, name in levels:
         parts.append(_line("level", LEFT, y(value), LEFT + WIDE, y(value)))
         if name:
@@ -101,23 +106,21 @@ def chart(
         side = "end" if x(mark.step) > LEFT + 0.7 * WIDE else "start"
         shift = -4 if side == "end" else 4
         parts.append(_text(x(mark.step) + shift, TOP + 12 + 13 * (place % 4), mark.word, side))
-    legend = LEFT + WIDE
-    for curve in reversed(curves):
-        legend -= 7 * len(curve.name) + 30
-        parts.append(f'<line class="{curve.style}" x1="{legend}" y1="12" x2="{legend + 18}" y2="12"/>')
-        parts.append(_text(legend + 22, 16, curve.name, "start"))
+    legend = LEFT
+    for curve in curves:
+        parts.append(_line(curve.style, legend, bottom + 30, legend + 18, bottom + 30))
+        parts.append(_text(legend + 24, bottom + 34, curve.name, "start"))
+        legend += 7 * len(curve.name) + 48
     for curve in curves:
         for step, lower, upper in curve.bounds:
             ends = [y(e) if e is not None and _finite(e) else edge for e, edge in ((lower, bottom), (upper, TOP))]
             parts.append(_line(f"{curve.style} bound", x(step), ends[0], x(step), ends[1]))
         for run in _runs(_thin(curve.points)):
             path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in run)
-            parts.append(f'<polyline class="{curve.style}" points="{path}"/>')
+            parts.append(f'<polyline class="{curve.style}" fill="none" stroke="{INK[curve.style]}" points="{path}"/>')
             if len(curve.points) <= 60:
-                parts += [
-                    f'<circle class="{curve.style}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="3"/>'
-                    for step, value in run
-                ]
+                dot = f'<circle class="{curve.style}" fill="{INK[curve.style]}"'
+                parts += [f'{dot} cx="{x(step):.1f}" cy="{y(value):.1f}" r="3"/>' for step, value in run]
     return "".join([*parts, "</svg>"])
 
 
@@ -188,7 +191,8 @@ def _finite(value: float | None) -> bool:
 
 
 def _line(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+    ink = INK[style.partition(" ")[0]]
+    return f'<line class="{style}" stroke="{ink}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def _text(x: float, y: float, words: str, anchor: str) -> str:
