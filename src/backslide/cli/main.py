@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import backslide
+from backslide.cli.doctor import show_examination
 from backslide.cli.options import (
     OF_RUN,
     SUITES,
@@ -149,6 +150,24 @@ def tune(
         tuned = run_tune(chosen, say=screen.say, progress=screen.progress)
     _show_run(screen, tuned.run.path)
     raise typer.Exit(tuned.verdict.exit_code)
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path, typer.Argument(help="A TOML file, as for tune.", show_default=False)],
+    form: FormatOption = Format.text,
+) -> None:
+    """What would break or mislead in a fine-tune, before its first step; exit code 2 where something would break."""
+    from backslide.config import TuneConfig
+
+    screen = Screen(as_json=form is Format.json)
+    chosen = TuneConfig.load(config)
+    from backslide.doctor import examine
+
+    with screen.working():
+        found = examine(chosen, progress=screen.progress)
+    show_examination(screen, found)
+    raise typer.Exit(2 if found.broken else 0)
 
 
 @app.command()
