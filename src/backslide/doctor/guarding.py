@@ -70,10 +70,8 @@ def _reach(
     notes: Notebook,
 ) -> None:
     judged = [item.capability for item in suite.items if item.judged]
-    of = len(set(judged))
-    notes.fact(
-        "suite", f"{suite.name}: {len(judged):,} items that are judged, {of} capabilit{'y' if of == 1 else 'ies'}"
-    )
+    groups = "1 capability" if len(set(judged)) == 1 else f"{len(set(judged))} capabilities"
+    notes.fact("suite", f"{suite.name}: {len(judged):,} items that are judged, {groups}")
     kept = Suite(suite.name, tuple(item for item in suite.items if item.id not in leaked)) if leaked else suite
     tolerance = config.guard.tolerance
     rows = reach(
