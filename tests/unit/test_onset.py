@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,17 @@ def test_a_clear_step_is_found_between_its_looks() -> None:
     got = change_point(points([10, 20, 30, 40, 50], [0.0, 0.002, -0.003, 0.15, 0.16]))
     assert (got.after, got.before) == (30, 40) and 30 <= got.step <= 40 and got.seen
     assert 20 <= got.low <= 30 and 39 <= got.high <= 40 and got.probability > 0.8
+
+
+@pytest.mark.parametrize(("count", "after"), [(61, 20), (400, 333), (3000, 7)])
+def test_of_very_many_looks_those_around_the_fall_are_weighed(count: int, after: int) -> None:
+    draw = np.random.default_rng(count)
+    series = [Point(10 * i, (0.1 if i > after else 0.0) + draw.normal(0, 0.01), 0.01) for i in range(1, count + 1)]
+    begin = time.process_time()
+    found = change_point(series)
+    assert time.process_time() - begin < 5, "it grew with the square of the looks"
+    assert found.seen and found.low <= 10 * after + 10 and 10 * after <= found.high + 10 and found.looks == count
+    assert found.high - found.low <= max(100, count), "to about a look where it fell"
 
 
 def test_a_broken_stick_is_found_where_it_bends() -> None:

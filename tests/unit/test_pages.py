@@ -137,6 +137,30 @@ def test_the_figures_show_the_curves_the_bounds_and_what_was_done(tmp_path: Path
     assert page.count('<svg class="bar ') == 3, "two capabilities, and all items"
 
 
+def test_a_resumed_run_is_shown_as_it_led_to_the_final_weights(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    (look,) = [event for event in run.events() if event["event"] == "look"]
+    lost = [
+        {**look, "step": 16},
+        {"event": "action", "step": 17, "action": "lower_lr", "says": "of weights that are gone"},
+    ]
+    run.append([*lost, {"event": "resumed", "step": 12}, {**look, "step": 18}, {**look, "step": None}])
+    summary = Summary.of(run)
+    assert [seen.step for seen in summary.looks] == [10, 18] and summary.stopped_at is None
+    page = html.render(summary)
+    assert "of weights that are gone" not in page and page.count("<polyline") == 2
+    drop = re.findall(r'<svg class="chart".*?</svg>', page)[1]
+    (line,) = ET.fromstring(drop).iter("polyline")
+    across = [float(spot.split(",")[0]) for spot in line.get("points", "").split()]
+    assert across == sorted(across), "it never runs back"
+
+
+def test_a_reply_keeps_its_lines(tmp_path: Path) -> None:
+    code = "def f(x):\n    return <b>\r\n\x1b[31m\u202ered"
+    page = html.render(Summary.of(run_folder(tmp_path / "run", after=code)))
+    assert '<span class="said">def f(x):\n    return &lt;b&gt;\n[31mred</span>' in page
+
+
 def test_a_check_and_a_run_that_broke_have_pages_too(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     (run.path / "events.jsonl").unlink()
@@ -233,6 +257,9 @@ def test_a_chart_has_gaps_where_a_value_is_missing_and_thins_what_is_long() -> N
     drawn = line.get("points", "").split()
     assert len(drawn) <= MOST_POINTS + 1 and drawn[-1].startswith("696.0,"), "the last one is drawn"
     assert "<circle" not in figure
+    blown = Curve(name="b", points=[(i, 2.0 + i % 2) for i in range(40)] + [(40, 1e25)], style="one")
+    ticks = [text.text for text in ET.fromstring(chart([blown], title="t", unit="x", span=(0, 40))).iter("text")]
+    assert "2.5" in ticks and "1e+25" not in ticks, "one value does not press the others flat"
     assert chart([Curve(name="n", points=[(1, None)], style="one")], title="t", unit="x", span=(0, 1)) == ""
 
 

@@ -37,6 +37,8 @@ LASTING = (0.0, 0.3, 0.6)
 """Shares of the errors' variance that are common to all looks, as likely as each other beforehand."""
 FADING = (0.0, 0.3, 0.6)
 """Correlations of the rest of it at neighbouring looks; at two looks' distance the square, and so on."""
+MOST_LOOKS = 60
+"""Looks whose likelihood is computed at most; of more, those around the fall and some of the rest."""
 METHOD = "posterior of a step or ramp in the paired drops, integrated over its size and the looks' correlation"
 
 
@@ -136,15 +138,39 @@ def change_point(points: Sequence[Point], *, level: float = LEVEL) -> Onset:
     Raises `ValueError` for no points, steps below 1 or twice the same, or errors that are not positive.
     """
     points = sorted(points, key=lambda point: point.step)
+    every = [point.step for point in points]
+    if not points or every[0] < 1 or len(set(every)) < len(every):
+        raise ValueError(f"steps are {every}, different ones from 1 are needed")
+    if not all(math.isfinite(point.drop) and math.isfinite(point.error) and point.error > 0 for point in points):
+        raise ValueError(
+            f"drops {[p.drop for p in points]} with errors {[p.error for p in points]}: finite ones are needed, errors "
+            "above 0"
+        )
+    if len(points) <= MOST_LOOKS:
+        return _posterior(points, level)
+    # The work grows with the square of the looks: few tell where the fall is, and the others of there are added.
+    last = points[-1]
+    coarse = _evenly(points, MOST_LOOKS // 2)
+    seen = _posterior(coarse, level)
+    gap = math.ceil(last.step / len(coarse))
+    near = [point for point in points if seen.low - gap <= point.step <= seen.high + gap]
+    chosen = {point.step: point for point in (*coarse, *_evenly(near, MOST_LOOKS // 2))}
+    return dataclasses.replace(_posterior([chosen[step] for step in sorted(chosen)], level), looks=len(points))
+
+
+def _evenly(points: Sequence[Point], most: int) -> list[Point]:
+    """At most so many of the points, evenly over them, the last among them."""
+    if len(points) <= most:
+        return list(points)
+    places = np.linspace(len(points) - 1, 0, most).round().astype(int)
+    return [points[place] for place in sorted(set(places.tolist()))]
+
+
+def _posterior(points: Sequence[Point], level: float) -> Onset:
+    """The change point of sound points in the order of their steps."""
     steps = np.array([point.step for point in points], dtype=float)
     drops = np.array([point.drop for point in points], dtype=float)
     errors = np.array([point.error for point in points], dtype=float)
-    if not points or steps[0] < 1 or len(set(steps)) < len(steps):
-        raise ValueError(f"steps are {steps.tolist()}, different ones from 1 are needed")
-    if not (np.isfinite(drops).all() and np.isfinite(errors).all() and (errors > 0).all()):
-        raise ValueError(
-            f"drops {drops.tolist()} with errors {errors.tolist()}: finite ones are needed, errors above 0"
-        )
     edges = np.concatenate([[0.0], steps])
     # From each look, included, to the next, excluded: then the next look is the first with a loss. Shape (T,).
     places = np.concatenate([np.linspace(a, b, PLACES, endpoint=False) for a, b in zip(edges[:-1], steps, strict=True)])

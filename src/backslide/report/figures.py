@@ -17,6 +17,8 @@ LEFT, TOP, RIGHT, BOTTOM = 56, 30, 16, 40
 """Margins around them."""
 MOST_POINTS = 600
 """Points of a curve that are drawn at most."""
+SPIKE, FEW = 5.0, 20
+"""A value that lies so many times the span of the lower 95% above these is cut off, where there are enough to tell."""
 BAR = (140, 14)
 """Size of the bar of an interval."""
 INK = {
@@ -77,13 +79,14 @@ def chart(
     ]
     values += [value for value, _ in levels]
     low_x, high_x = span[0], max(span[1], span[0] + 1)
-    low_y, high_y, ticks = axis(values)
+    low_y, high_y, ticks = axis(_without_spikes(values))
 
     def x(step: float) -> float:
         return LEFT + (step - low_x) / (high_x - low_x) * WIDE
 
     def y(value: float) -> float:
-        return TOP + (1 - (value - low_y) / (high_y - low_y)) * HIGH
+        # What lies above or below the figure is drawn at its edge.
+        return TOP + (1 - min(max((value - low_y) / (high_y - low_y), 0.0), 1.0)) * HIGH
 
     bottom, width, height = TOP + HIGH, LEFT + WIDE + RIGHT, TOP + HIGH + BOTTOM
     parts = [
@@ -166,6 +169,14 @@ def axis(values: Sequence[float], margin: float = 0.08) -> tuple[float, float, l
     step = next((power * factor for factor in (1, 2, 5) if power * factor >= rough), power * 10)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return low, high, [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def _without_spikes(values: Sequence[float]) -> list[float]:
+    """The values that the axis is made for: a loss that blew up once would press all others flat."""
+    ordered = sorted(values)
+    most = ordered[int(0.95 * (len(ordered) - 1))]
+    room = SPIKE * max(most - ordered[0], 1e-9)
+    return [value for value in ordered if value <= most + room] if len(ordered) >= FEW else ordered
 
 
 def _thin(points: Points) -> Points:

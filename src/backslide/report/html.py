@@ -30,7 +30,7 @@ def render(summary: Summary) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(FILTERS)
+    environment.filters.update(FILTERS, lines=_lines)
     return environment.get_template("report.html.j2").render(
         summary=summary,
         verdict=summary.verdict,
@@ -48,6 +48,12 @@ def _shown(value: Any) -> Any:
         return value
     # What the filters made is numbers and entities.
     return Markup(str(value)) if isinstance(value, Safe) else plain(str(value), limit=4000)
+
+
+def _lines(text: str) -> Markup:
+    """A reply with its own lines and indents: code reads as code."""
+    lines = [line.expandtabs(4) for line in text[:4000].splitlines()]
+    return Markup("\n").join(" " * (len(line) - len(line.lstrip(" "))) + plain(line, limit=4000) for line in lines)
 
 
 def _losses(summary: Summary) -> str:

@@ -40,7 +40,7 @@ def _beside(row: CapabilityVerdict, group: str) -> _Case:
 def render(summary: Summary) -> str:
     """The verdict of a run as JUnit XML."""
     verdict, suite = summary.verdict, _text(summary.config["suite"])
-    cases = [_Case("verdict", suite, verdict.zone, "; ".join(verdict.reasons))]
+    cases = [_Case("verdict", "", verdict.zone, "; ".join(verdict.reasons))]
     cases += [_Case(row.capability, suite, row.zone, row.reason) for row in verdict.capabilities]
     if verdict.pooled is not None:
         cases.append(_beside(verdict.pooled, suite))
@@ -62,7 +62,9 @@ def render(summary: Summary) -> str:
     for name, value in _properties(summary):
         ET.SubElement(properties, "property", {"name": name, "value": _text(value)})
     for case in cases:
-        known = {"name": _text(case.name), "classname": f"backslide.{_text(case.group)}", "time": "0"}
+        # The whole verdict by itself, should a capability be called so.
+        group = f"backslide.{_text(case.group)}" if case.group else "backslide"
+        known = {"name": _text(case.name), "classname": group, "time": "0"}
         element = ET.SubElement(top, "testcase", known)
         if case.zone in TAGS:
             said = ET.SubElement(element, TAGS[case.zone], {"type": str(case.zone), "message": _text(case.says)})

@@ -79,7 +79,7 @@ class Summary:
         if missing:
             raise RecordError(f"{run.path / 'run.json'}: has no {missing[0]}")
         events = run.events()
-        losses = losses_of(events)
+        losses, line_of = losses_of(events), lived(events)
         looks = tuple(
             Look(
                 step=int(event["step"]),
@@ -88,7 +88,7 @@ class Summary:
                 train_loss=_at(losses.train, int(event["step"])),
                 held_out_loss=dict(losses.held_out).get(int(event["step"])),
             )
-            for event in events
+            for event in line_of
             if event.get("event") == "look" and (verdict_of := _readable(event)) is not None
         )
         return cls(
@@ -131,14 +131,14 @@ class Summary:
     @property
     def stopped_at(self) -> int | None:
         """Step at which the guard stopped the run."""
-        stops = [e for e in self.run.events() if e.get("event") == "action" and e.get("action") == "stop"]
-        return int(stops[0]["step"]) if stops else None
+        stops = [done.step for done in self.actions if done.kind == "stop"]
+        return stops[0] if stops else None
 
     @cached_property
     def actions(self) -> tuple[Done, ...]:
         """What the guard did and what it measured of it, in order."""
         found = []
-        for event in self.run.events():
+        for event in lived(self.run.events()):
             kind = event.get("action") if event.get("event") == "action" else event.get("event")
             if event.get("event") in ("action", "tried", "effect") and isinstance(event.get("step"), int):
                 found.append(Done(event["step"], str(kind), str(event.get("says") or event.get("reason") or kind)))
@@ -219,10 +219,21 @@ def rows_of(verdict: Verdict) -> tuple[CapabilityVerdict, ...]:
     return (*verdict.capabilities, verdict.pooled) if verdict.pooled is not None else verdict.capabilities
 
 
+def lived(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events that led to the final weights: without those behind the checkpoint that a run was resumed from."""
+    line: list[dict[str, Any]] = []
+    for event in events:
+        step = event.get("step")
+        if event.get("event") == "resumed" and isinstance(step, int):
+            line = [before for before in line if not isinstance(before.get("step"), int) or before["step"] <= step]
+        line.append(event)
+    return line
+
+
 def _readable(event: dict[str, Any]) -> Verdict | None:
-    """The verdict of a look; None where an earlier version wrote it in another form."""
+    """The verdict of a look; None where it has no step, or an earlier version wrote it in another form."""
     try:
-        return Verdict.from_dict(event["verdict"])
+        return Verdict.from_dict(event["verdict"]) if isinstance(event.get("step"), int) else None
     except (KeyError, RecordError):
         return None
 
