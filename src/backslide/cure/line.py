@@ -89,8 +89,13 @@ class Line(ABC):
 
     @property
     def exact_start(self) -> bool:
-        """Whether the point 0 has the very parameters of the base: no more rows, no other dtype."""
+        """Whether the point 0 has the very parameters of the base: no more rows, no dtype that rounds them."""
         return True
+
+    @property
+    def grown(self) -> bool:
+        """Whether the tuned model has rows that the base has not."""
+        return False
 
 
 class FullLine(Line):
@@ -136,9 +141,16 @@ class FullLine(Line):
 
     @property
     def exact_start(self) -> bool:
-        """Whether the point 0 has the very parameters of the base: no more rows, no other dtype."""
-        pairs = ((self._start.tensor(old), self._end.tensor(name)) for name, old in self._names.items())
-        return all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
+        """Whether the point 0 has the very parameters of the base: no more rows, no dtype that rounds them."""
+        return not self.grown and all(torch.promote_types(a.dtype, b.dtype) == b.dtype for a, b in self._pairs())
+
+    @property
+    def grown(self) -> bool:
+        """Whether the tuned model has rows that the base has not."""
+        return any(a.shape != b.shape for a, b in self._pairs())
+
+    def _pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return ((self._start.tensor(old), self._end.tensor(name)) for name, old in self._names.items())
 
 
 class AdapterLine(Line):
