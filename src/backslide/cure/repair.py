@@ -395,5 +395,5 @@ def _read(place: Place) -> Repaired:
     points = points_of(run.events())
     final = Record.load(run.final) if run.final.is_file() else None
     tuned = Record.load(place.tuned) if place.tuned.is_file() else None
-    balance = balance_of(Record.load(run.baseline), tuned, final, points, config.get("chosen"))
+    balance = balance_of(Record.load(run.baseline), tuned, final, points, config.get("chosen"), shipped=at is not None)
     return Repaired(place.out, at, verdict, points, balance)
