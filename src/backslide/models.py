@@ -59,7 +59,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", say: Callable[[str], 
     name = str(source)
     place = resolve(name, say)
     adapter = place if (Path(place) / "adapter_config.json").is_file() else None
-    base = _base_of(Path(place)) if adapter else place
+    base = _local(_base_of(Path(place))) if adapter else place
     base = resolve(base, say)
     kind = best_dtype() if dtype == "auto" else getattr(torch, dtype)
     with quiet(), _one_line(name):
@@ -97,9 +97,16 @@ def best_dtype() -> Any:
 def resolve(source: str, say: Callable[[str], None] | None = None) -> str:
     """The folder or hub id that `source` names; converts the built-in model on first use.
 
+    The built-in model's hub id is the built-in model too, where that is here: adapters on it name it so.
+
     Raises `ModelError` for a folder that is no model.
     """
-    if source == BUILTIN:
+    if (local := _local(source)) != source and say is not None:
+        say(
+            f"{source}: the built-in copy is taken, whose weights are those of the hub rounded to 4 bits; for the "
+            "hub's own, download them and name their folder"
+        )
+    if local == BUILTIN:
         return _builtin(say)
     path = Path(source).expanduser()
     if not path.exists():
@@ -119,6 +126,17 @@ def resolve(source: str, say: Callable[[str], None] | None = None) -> str:
         other = " (it has .bin files; save it again with safe_serialization=True)" if any(path.glob("*.bin")) else ""
         raise ModelError(f"{path}: the model folder has no weights: no .safetensors file{other}")
     return str(path)
+
+
+def lasting_name(source: str) -> str:
+    """What an adapter's configuration calls its base, so that PEFT, other machines and other folders find it.
+
+    Of a folder its whole path, of the built-in model its hub id, which PEFT knows, else what it is called.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return str(folder.resolve())
+    return BUILTIN_HUB if source == BUILTIN else source
 
 
 def cache_folder() -> Path:
@@ -180,6 +198,14 @@ def _base_of(adapter: Path) -> str:
     if not isinstance(base, str) or not base:
         raise ModelError(f"{adapter}/adapter_config.json: names no base_model_name_or_path")
     return base
+
+
+def _local(source: str) -> str:
+    """`source`, or the name of the built-in model where that is its hub id and it needs no network."""
+    if source != BUILTIN_HUB:
+        return source
+    converts = all(importlib.util.find_spec(name) is not None for name in (BUILTIN_PACKAGE, "gguf"))
+    return BUILTIN if converts or (cache_folder() / "models" / BUILTIN / "config.json").is_file() else source
 
 
 def _builtin(say: Callable[[str], None] | None) -> str:

@@ -18,7 +18,7 @@ from backslide.data import TrainingData, passages
 from backslide.errors import ConfigError, DataError, InputError, ModelError, RunError, shown
 from backslide.files import read_json, write_json
 from backslide.guard.callback import Guard
-from backslide.models import BUILTIN, DTYPES, Loaded, load_model, quiet
+from backslide.models import DTYPES, Loaded, lasting_name, load_model, quiet
 from backslide.record import Record
 from backslide.rundir import RunFolder
 from backslide.scoring.engine import Settings
@@ -192,10 +192,7 @@ def _save(model: Any, loaded: Loaded, target: Path) -> None:
         loaded.tokenizer.save_pretrained(target)
     adapter = target / "adapter_config.json"
     if adapter.exists():
-        # By its name the built-in model is found again on another machine, and a folder from another current one.
-        folder = Path(loaded.name).expanduser()
-        base = BUILTIN if loaded.name == BUILTIN else str(folder.resolve()) if folder.is_dir() else loaded.name
-        write_json(adapter, {**read_json(adapter), "base_model_name_or_path": base})
+        write_json(adapter, {**read_json(adapter), "base_model_name_or_path": lasting_name(loaded.name)})
 
 
 class _Bar(TrainerCallback):

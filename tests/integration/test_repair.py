@@ -178,7 +178,16 @@ def test_where_no_point_keeps_the_abilities_nothing_is_shipped(
     assert result["shipped"] is False and result["verdict"]["zone"] == "regressed"
     assert "no point of the line keeps the abilities; nothing was shipped" in result["verdict"]["reasons"][0]
     assert [path.name for path in out.iterdir()] == [RECORDS] and not (tmp_path / ".out.repair").exists()
-    assert "opened" not in {event["event"] for event in RunFolder(out / RECORDS).events()}, "the gate half stays sealed"
+    run = RunFolder(out / RECORDS)
+    assert "opened" not in {event["event"] for event in run.events()}, "the gate half stays sealed"
+    assert result["balance"]["shipped"] is False and result["advice"]
+    ran = CliRunner().invoke(app, ["repair", str(tiny_folder), str(tmp_path / "tuned"), "--out", str(out), "--suite",
+                                   str(tmp_path / "choices.jsonl"), "--dtype", "float32"])  # fmt: skip
+    shown = " ".join(ran.stdout.split())
+    assert (
+        "the gate half was not opened" in shown and "train again" in shown and "learning rate, by a factor" not in shown
+    )
+    assert "**no point keeps the abilities**" in run.report.read_text(encoding="utf-8")
 
 
 def test_a_tuned_model_that_is_not_finite_is_taken_for_what_it_is(

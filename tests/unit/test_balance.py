@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,8 @@ from backslide.report.line import Balance, Point, balance_of, describe, points_o
 from builders import choices, record
 
 
-def balance(**fields: float | None) -> Balance:
-    default: dict[str, float | None] = {
+def balance(**fields: Any) -> Balance:
+    default: dict[str, Any] = {
         "base": 0.6, "tuned": 0.4, "repaired": 0.55, "base_loss": 5.0, "tuned_loss": 3.0, "repaired_loss": 3.5,
         "best_loss": 3.0,
     }  # fmt: skip
@@ -41,7 +42,26 @@ def test_a_tuned_model_that_lost_nothing_has_nothing_to_give_back() -> None:
     found = balance(tuned=0.6)
     assert found.back is None and "had lost none" in found.lines[0]
     assert balance(tuned=None).back is None and "base 60.0%, repaired 55.0%" in balance(tuned=None).lines[0]
-    assert "no item" in balance(base=None).lines[0] and "not known" in balance(base_loss=None).lines[1]
+    assert "no item" in balance(base=None).lines[0]
+    assert "not known" in balance(base_loss=None, tuned_loss=None, repaired_loss=None, best_loss=None).lines[1]
+    assert "base not finite, tuned 3.000, repaired 3.500" in balance(base_loss=None).lines[1]
+
+
+def test_of_what_was_not_shipped_no_more_is_said_than_is_known() -> None:
+    none = balance(base=None, tuned=None, repaired=None, repaired_loss=None, best_loss=2.5, shipped=False, opened=False)
+    assert none.lines == (
+        "accuracy: nothing was shipped, and the gate half was not opened",
+        "target loss on held-out data: base 5.000, tuned 3.000, lowest 2.500",
+    )
+    refused = balance(tuned=None, shipped=False)
+    assert refused.lines == (
+        "accuracy on the gate half: base 60.0%, chosen 55.0%, which was not shipped",
+        "target loss on held-out data: base 5.000, tuned 3.000, lowest 3.000, chosen 3.500, which was not shipped",
+    )
+    # The gate half was asked, and holds texts alone.
+    assert "no item of the gate half has a right answer" in balance(base=None, repaired=None, shipped=False).lines[0]
+    unknown = dict.fromkeys(("base_loss", "tuned_loss", "repaired_loss", "best_loss"))
+    assert balance(shipped=False, **unknown).lines[1] == "target: without held-out data its loss is not known"
 
 
 def test_accuracies_are_of_the_items_that_the_repaired_model_was_asked() -> None:
@@ -51,7 +71,8 @@ def test_accuracies_are_of_the_items_that_the_repaired_model_was_asked() -> None
     found = balance_of(base, tuned, repaired, points, 0.5)
     assert (found.base, found.tuned, found.repaired) == (0.8, 0.4, 1.0) and found.back == pytest.approx(1.5)
     assert (found.base_loss, found.tuned_loss, found.repaired_loss, found.best_loss) == (3.0, 2.0, 1.5, 1.5)
-    assert balance_of(base, None, None, points, None).repaired is None
+    nothing = balance_of(base, None, None, points, None, shipped=False)
+    assert nothing.repaired is None and not nothing.opened and not nothing.shipped and found.opened
 
 
 def test_events_tell_the_points_from_the_tuned_end() -> None:

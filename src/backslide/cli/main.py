@@ -32,7 +32,7 @@ from backslide.cli.options import (
     SystemOption,
     TemplateOption,
 )
-from backslide.cli.repair import show_repaired
+from backslide.cli.repair import show_account, show_repaired
 from backslide.cli.screen import Screen
 from backslide.cli.suite import suite_app
 from backslide.errors import BackslideError
@@ -343,6 +343,9 @@ def _show_run(screen: Screen, folder: Path) -> None:
     from backslide.rundir import RunFolder
 
     summary = Summary.of(RunFolder(folder))
+    if summary.account is not None:
+        show_account(screen, folder, summary, summary.account)
+        return
     screen.show(verdict_table(summary.verdict))
     screen.show(headline(summary.verdict))
     if spent := summary.opened_again:
@@ -363,6 +366,7 @@ def _show_run(screen: Screen, folder: Path) -> None:
             "regressed_at": summary.diagnosis.regressed_at,
             "advice": list(summary.diagnosis.advice),
             "diagnosis": summary.diagnosis.to_dict(),
+            "repair": None,
             "verdict": summary.verdict.to_dict(),
         }
     )

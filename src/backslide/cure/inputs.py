@@ -46,9 +46,10 @@ class Inputs:
         paths = [self.run.final_monitor, *sorted((self.run.path / "steps").glob("step-*.jsonl"), reverse=True)[:1]]
         return [found for path in paths if (found := _readable(path)) is not None]
 
-    def final(self) -> Record | None:
-        """The gate half of the run's final model, where it is there."""
-        return None if self.run is None else _readable(self.run.final)
+    def finals(self, *more: Path) -> list[Record]:
+        """Records of the gate half of the tuned model that are there: of the files `more`, then the run's own."""
+        paths = [*more, *([] if self.run is None else [self.run.final])]
+        return [found for path in paths if (found := _readable(path)) is not None]
 
 
 def gather(

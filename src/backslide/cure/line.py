@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from backslide.cure.weights import ADAPTER, Weights, folder_of
 from backslide.errors import ModelError
 from backslide.files import read_json, write_json
-from backslide.models import BUILTIN, quiet
+from backslide.models import lasting_name, quiet
 from backslide.scoring.adapters import KEEPS_BASE
 
 _BESIDE = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm", ".vocab", ".bpe", ".py")
@@ -89,8 +89,13 @@ class Line(ABC):
 
     @property
     def exact_start(self) -> bool:
-        """Whether the point 0 has the very parameters of the base: no more rows, no other dtype."""
+        """Whether the point 0 has the very parameters of the base: no more rows, no dtype that rounds them."""
         return True
+
+    @property
+    def grown(self) -> bool:
+        """Whether the tuned model has rows that the base has not."""
+        return False
 
 
 class FullLine(Line):
@@ -136,9 +141,16 @@ class FullLine(Line):
 
     @property
     def exact_start(self) -> bool:
-        """Whether the point 0 has the very parameters of the base: no more rows, no other dtype."""
-        pairs = ((self._start.tensor(old), self._end.tensor(name)) for name, old in self._names.items())
-        return all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
+        """Whether the point 0 has the very parameters of the base: no more rows, no dtype that rounds them."""
+        return not self.grown and all(torch.promote_types(a.dtype, b.dtype) == b.dtype for a, b in self._pairs())
+
+    @property
+    def grown(self) -> bool:
+        """Whether the tuned model has rows that the base has not."""
+        return any(a.shape != b.shape for a, b in self._pairs())
+
+    def _pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return ((self._start.tensor(old), self._end.tensor(name)) for name, old in self._names.items())
 
 
 class AdapterLine(Line):
@@ -198,13 +210,8 @@ class AdapterLine(Line):
         """Write the point α as an adapter folder like the tuned one, on the base that the user named."""
         super().write(folder, alpha)
         named = str(self.config.get("base_model_name_or_path"))
-        if not _same_place(named, self.base_folder, self.base):
-            # By its name the built-in model is found again on another machine, a folder from another current one.
-            lasting = self.base if self.base == BUILTIN or not Path(self.base).expanduser().is_dir() else None
-            write_json(
-                folder / "adapter_config.json",
-                {**self.config, "base_model_name_or_path": lasting or str(self.base_folder.resolve())},
-            )
+        if not _names(named, self.base_folder, lasting := lasting_name(self.base)):
+            write_json(folder / "adapter_config.json", {**self.config, "base_model_name_or_path": lasting})
 
 
 def open_line(base: str, tuned: str, say: Callable[[str], None] | None = None) -> Line:
@@ -344,8 +351,7 @@ def _is_plain_lora(tuned: str, config: dict[str, Any]) -> None:
         )
 
 
-def _same_place(named: str, folder: Path, base: str) -> bool:
-    if named == base:
-        return not Path(named).expanduser().is_dir() or Path(named).is_absolute()
+def _names(named: str, folder: Path, lasting: str) -> bool:
+    """Whether a base goes by this name wherever the adapter is read."""
     path = Path(named).expanduser()
-    return path.is_dir() and path.is_absolute() and path.resolve() == folder.resolve()
+    return named == lasting or (path.is_dir() and path.is_absolute() and path.resolve() == folder.resolve())

@@ -18,12 +18,14 @@ While it is worked on, weights are in `.DIR.repair` beside it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from backslide.errors import ConfigError, RecordError
+from backslide.errors import ConfigError, InputError, RecordError
 from backslide.record import Record
 from backslide.rundir import RunFolder
 
@@ -75,6 +77,24 @@ class Place:
             except RecordError:
                 continue
         return found
+
+    @contextlib.contextmanager
+    def trial(self) -> Iterator[None]:
+        """Where what is done inside is refused, what it made here goes again; what was there before stays."""
+        begun = self.run.exists()
+        made = [folder for folder in (self.run.path, *self.run.path.parents) if not folder.exists()]
+        try:
+            yield
+        except InputError:
+            self.clear()
+            if not begun:
+                (self.run.path / "run.json").unlink(missing_ok=True)
+                if made[:1] == [self.run.path]:
+                    shutil.rmtree(self.run.path, ignore_errors=True)
+                for folder in made:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
+            raise
 
     def fresh(self, name: str) -> Path:
         """An empty folder for weights, beside the repair's."""

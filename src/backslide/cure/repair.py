@@ -22,12 +22,14 @@ from typing import Any
 from backslide import openings
 from backslide.cure.card import card
 from backslide.cure.inputs import Inputs, gather
+from backslide.cure.known import half, known
 from backslide.cure.line import AdapterLine, Line, open_line
 from backslide.cure.moving import Moving
+from backslide.cure.origin import check_base, check_base_itself, tell_other_base
 from backslide.cure.place import Place
 from backslide.cure.search import GRID, Found, Keeping, search
 from backslide.cure.target import TargetLoss
-from backslide.errors import MismatchError, RunError
+from backslide.errors import RunError
 from backslide.files import read_text, write_text
 from backslide.gate import settings_of
 from backslide.judge import judge
@@ -115,6 +117,7 @@ def repair(
         tolerance=tolerance, drift=drift, alpha=alpha, say=say,
     )  # fmt: skip
     line = open_line(base, tuned, say)
+    tell_other_base(line, say)
     identity = _identity(line, inputs)
     place = Place(out, identity)
     if place.outcome is not None:
@@ -153,16 +156,12 @@ class _Repair:
         self._settings = settings
         self._scorer: Scorer | None = None
         self._target: TargetLoss | None = None
+        self._keeping: Keeping | None = None
 
     def run(self, identity: dict[str, Any]) -> None:
         """From the inputs to an outcome."""
         run = self.place.run
-        if not run.exists():
-            run.begin(self._config(identity))
-            run.append([{"event": "begin", "says": f"repairing {self.line.tuned} towards {self.line.base}"}])
-        else:
-            run.append([{"event": "resumed", "says": "goes on where it was interrupted"}])
-        baseline = self._baseline()
+        baseline = self._begun(identity)
         verdict = run.verdict()
         if verdict is None:
             at = run.config.get("chosen")
@@ -175,11 +174,45 @@ class _Repair:
                 run.update(chosen=at)
                 run.append([{"event": "chosen", "at": at, "says": f"chose {at:.5g} of the line: {found.reason}"}])
                 self.say(f"chose {at:.5g} of the line: {found.reason}")
+            self.models.drop()
             verdict = self._certify(baseline, at)
         if verdict.zone is Zone.REGRESSED:
             self._end(verdict)
             return
+        self.models.drop()
         self._ship(baseline, run.config["chosen"], verdict)
+
+    def _begun(self, identity: dict[str, Any]) -> Record:
+        """The record of the base; what does not fit is refused, and has left nothing."""
+        run, baseline = self.place.run, self.inputs.baseline
+        with self.place.trial():
+            if baseline is not None:
+                # Before anything is written down.
+                self._prepare(baseline)
+            if not run.exists():
+                run.begin(self._config(identity))
+                run.append([{"event": "begin", "says": f"repairing {self.line.tuned} towards {self.line.base}"}])
+            else:
+                run.append([{"event": "resumed", "says": "goes on where it was interrupted"}])
+            if baseline is None:
+                baseline = self._measured()
+                self._prepare(baseline)
+        if self.inputs.baseline is not None:
+            baseline.save(run.baseline)
+        return baseline
+
+    def _prepare(self, baseline: Record) -> None:
+        """Make ready what is measured with. Raises `InputError` where something does not fit together."""
+        line, given = self.line, self.inputs.baseline is not None
+        if given and not line.exact_start:
+            check_base_itself(line, baseline, self.inputs.dtype, self.say)
+        self._scorer = self._ask(self.models.at(1.0), baseline)
+        if given and line.exact_start:
+            check_base(line, baseline, self.models.at(0.0).model)
+        if self.inputs.held_out is not None:
+            self._target = TargetLoss(self.inputs.held_out, self._scorer.tokenizer, self.inputs.max_length)
+        unchanged = self._judge(baseline, half(baseline, self.inputs.suite))
+        self._keeping = Keeping.of(unchanged, self.inputs.tolerance, self.inputs.level)
 
     def _config(self, identity: dict[str, Any]) -> dict[str, Any]:
         inputs = self.inputs
@@ -198,12 +231,9 @@ class _Repair:
             "repair": identity,
         }
 
-    def _baseline(self) -> Record:
-        """The record of the base, in the repair's folder; measured where none was given."""
+    def _measured(self) -> Record:
+        """The record of the base where none was given: measured, and kept in the repair's folder."""
         path = self.place.run.baseline
-        if self.inputs.baseline is not None:
-            self.inputs.baseline.save(path)
-            return self.inputs.baseline
         if path.is_file():
             return Record.load(path)
         loaded = load_model(self.line.base, dtype=self.inputs.dtype, say=self.say)
@@ -222,31 +252,13 @@ class _Repair:
         return scorer
 
     def _search(self, baseline: Record) -> Found:
-        self._scorer = self._ask(self.models.at(1.0), baseline)
-        self._is_of_base(baseline)
-        unchanged = self._judge(baseline, _half(baseline, self.inputs.suite))
-        keeping = Keeping.of(unchanged, self.inputs.tolerance, self.inputs.level)
-        if keeping.note:
-            self.say(keeping.note)
-            self.place.run.append([{"event": "note", "says": keeping.note}])
-        if self.inputs.held_out is not None:
-            self._target = TargetLoss(self.inputs.held_out, self._scorer.tokenizer, self.inputs.max_length)
+        assert self._keeping is not None
+        if self._keeping.note:
+            self.say(self._keeping.note)
+            self.place.run.append([{"event": "note", "says": self._keeping.note}])
+        if self._target is not None:
             self._loss(0)
-        measure = self._loss if self._target is not None else None
-        found = search(lambda step: self._look(step, baseline, keeping), measure)
-        self.models.drop()
-        return found
-
-    def _is_of_base(self, baseline: Record) -> None:
-        """Raise `MismatchError` where the baseline is of other weights than the base's."""
-        if not self.line.exact_start:
-            return
-        model = self.models.at(0.0).model
-        if model_fingerprint(model, adapters=False) != baseline.header.model_fingerprint:
-            raise MismatchError(
-                f"the baseline is of {baseline.header.model}, whose weights are not those of {self.line.base}; name "
-                "the model that the tuned one was trained from, or leave --baseline out"
-            )
+        return search(lambda step: self._look(step, baseline), self._loss if self._target is not None else None)
 
     def _loss(self, step: int) -> float:
         at = step / GRID
@@ -265,16 +277,19 @@ class _Repair:
     def _digest(self) -> str | None:
         return self._target.digest() if self._target is not None else None
 
-    def _look(self, step: int, baseline: Record, keeping: Keeping) -> bool:
+    def _look(self, step: int, baseline: Record) -> bool:
         at = step / GRID
         loss = self._loss(step) if self._target is not None else math.inf
-        model, scorer = self.models.at(at).model, self._scorer
-        assert scorer is not None
+        model, scorer, keeping = self.models.at(at).model, self._scorer, self._keeping
+        assert scorer is not None and keeping is not None
         header = scorer.header(model, part="monitor", name=f"{at:.5g} of the line")
         own = self.place.looks()
-        record = next((r for r in [*own, *self.inputs.looks()] if _same(r, header)), None)
+        seen = known([*own, *self.inputs.looks()], header, baseline, self.inputs.suite)
+        record = seen.record
         if record is None:
-            record = scorer.measure(model, part="monitor", replies=False, header=header, progress=self.progress)
+            record = scorer.measure(
+                model, part="monitor", replies=False, known=seen.outcomes, header=header, progress=self.progress
+            )
         if all(r is not record for r in own):
             record.save(self.place.look(at))
         verdict = self._judge(baseline, record)
@@ -344,21 +359,20 @@ class _Repair:
 
     def _tuned_gate(self, baseline: Record) -> Record:
         """What the tuned model does on the gate half, for the balance; the verdict is given, and nothing steered."""
-        path, look = self.place.tuned, Record.load(self.place.look(1.0))
-        if path.is_file():
-            return Record.load(path)
-        found = self.inputs.final()
-        header = dataclasses.replace(look.header, part="gate")
-        if found is None or not _same(found, header):
+        header = dataclasses.replace(Record.load(self.place.look(1.0)).header, part="gate")
+        seen = known(self.inputs.finals(self.place.tuned), header, baseline, self.inputs.suite)
+        found = seen.record
+        if found is None:
             models = Moving(self.line, self.place, self.inputs.dtype, self.say)
             loaded = models.at(1.0)
             scorer = self._ask(loaded, baseline)
             found = scorer.measure(
-                loaded.model, part="gate", replies=False, name=self.line.tuned, progress=self.progress
-            )
+                loaded.model, part="gate", replies=False, known=seen.outcomes, name=self.line.tuned,
+                progress=self.progress,
+            )  # fmt: skip
             says = "the tuned model on the gate half, for comparison: the verdict was given before"
             self.place.run.append([{"event": "tuned", **found.header.cost, "says": says}])
-        found.save(path)
+        found.save(self.place.tuned)
         return found
 
     def _end(self, verdict: Verdict) -> None:
@@ -372,21 +386,6 @@ class _Repair:
         self.place.clear()
 
 
-def _same(record: Record, header: Any) -> bool:
-    """Whether a record is of the very weights, items and conditions."""
-    of = record.header
-    return (of.model_fingerprint, of.part, of.suite_hash, of.conditions) == (
-        header.model_fingerprint, header.part, header.suite_hash, header.conditions,
-    )  # fmt: skip
-
-
-def _half(baseline: Record, suite: Suite) -> Record:
-    """The baseline's own outcomes on the monitor half, as if another model had given them."""
-    ids = {item.id for item in suite.part("monitor") if item.judged}
-    outcomes = tuple(outcome for outcome in baseline.outcomes if outcome.id in ids)
-    return Record(dataclasses.replace(baseline.header, part="monitor"), outcomes)
-
-
 def _read(place: Place) -> Repaired:
     """What came of a repair that has ended, from its folder."""
     run = place.run
@@ -396,5 +395,5 @@ def _read(place: Place) -> Repaired:
     points = points_of(run.events())
     final = Record.load(run.final) if run.final.is_file() else None
     tuned = Record.load(place.tuned) if place.tuned.is_file() else None
-    balance = balance_of(Record.load(run.baseline), tuned, final, points, config.get("chosen"))
+    balance = balance_of(Record.load(run.baseline), tuned, final, points, config.get("chosen"), shipped=at is not None)
     return Repaired(place.out, at, verdict, points, balance)

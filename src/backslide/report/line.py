@@ -60,6 +60,10 @@ class Balance:
     repaired_loss: float | None
     best_loss: float | None = None
     """The lowest that was found on the line."""
+    shipped: bool = True
+    """Whether the repaired model was put in place; else what stands as repaired was refused, or nothing was chosen."""
+    opened: bool = True
+    """Whether the gate half was asked."""
 
     @property
     def back(self) -> float | None:
@@ -90,8 +94,12 @@ class Balance:
 
     @property
     def _accuracy(self) -> str:
+        if not self.opened:
+            return "accuracy: nothing was shipped, and the gate half was not opened"
         if self.base is None or self.repaired is None:
             return "accuracy: no item of the gate half has a right answer"
+        if not self.shipped:
+            return f"accuracy on the gate half: base {self.base:.1%}, chosen {self.repaired:.1%}, which was not shipped"
         if self.tuned is None:
             return f"accuracy on the gate half: base {self.base:.1%}, repaired {self.repaired:.1%}"
         seen = f"base {self.base:.1%}, tuned {self.tuned:.1%}, repaired {self.repaired:.1%}"
@@ -101,10 +109,16 @@ class Balance:
 
     @property
     def _target(self) -> str:
-        if self.base_loss is None or self.repaired_loss is None:
-            return "target: without held-out data its loss is not known; of what kept the abilities the most was taken"
-        tuned = "not finite" if self.tuned_loss is None else f"{self.tuned_loss:.3f}"
-        seen = f"base {self.base_loss:.3f}, tuned {tuned}, repaired {self.repaired_loss:.3f}"
+        if self.base_loss is None and self.best_loss is None:
+            most = "; of what kept the abilities the most was taken" if self.shipped else ""
+            return f"target: without held-out data its loss is not known{most}"
+        base, tuned = (_loss(loss) for loss in (self.base_loss, self.tuned_loss))
+        if not self.shipped:
+            chosen = "" if self.repaired_loss is None else f", chosen {self.repaired_loss:.3f}, which was not shipped"
+            return f"target loss on held-out data: base {base}, tuned {tuned}, lowest {_loss(self.best_loss)}{chosen}"
+        seen = f"base {base}, tuned {tuned}, repaired {_loss(self.repaired_loss)}"
+        if self.base_loss is None:
+            return f"target loss on held-out data: {seen}"
         if self.kept is not None:
             line = f"{self.kept:.0%} of the gain in target loss is kept: {seen}, on held-out data"
         else:
@@ -112,6 +126,10 @@ class Balance:
         if self.of_best is not None and self.best_loss != self.tuned_loss:
             line += f"; {self.of_best:.0%} of the most that the line has ({self.best_loss:.3f})"
         return line
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"
 
 
 def points_of(events: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
@@ -130,16 +148,23 @@ def points_of(events: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
 
 
 def balance_of(
-    baseline: Record, tuned: Record | None, repaired: Record | None, points: Iterable[Point], chosen: float | None
+    baseline: Record,
+    tuned: Record | None,
+    repaired: Record | None,
+    points: Iterable[Point],
+    chosen: float | None,
+    *,
+    shipped: bool = True,
 ) -> Balance:
     """What was lost, given back, gained and kept.
 
     Args:
         baseline: covers the gate half.
         tuned: gate half of the tuned model, where it was measured.
-        repaired: gate half of the repaired model; its items count.
+        repaired: gate half of the repaired model, or of what was refused; its items count. None: it was not opened.
         points: of the line.
         chosen: the repaired model's place there.
+        shipped: whether it was put in place.
     """
     ids = [o.id for o in repaired.outcomes if o.correct is not None] if repaired is not None else []
     losses = {point.at: point.loss for point in points}
@@ -152,6 +177,8 @@ def balance_of(
         tuned_loss=losses.get(1.0),
         repaired_loss=losses.get(chosen) if chosen is not None else None,
         best_loss=min(known, default=None),
+        shipped=shipped,
+        opened=repaired is not None,
     )
 
 

@@ -37,6 +37,7 @@ def render(summary: Summary) -> str:
         summary=summary,
         verdict=summary.verdict,
         diagnosis=summary.diagnosis,
+        account=summary.account,
         setup=summary.setup,
         config=summary.config,
         loss=loss_span(summary.losses),

@@ -10,9 +10,10 @@ from backslide import openings
 from backslide.diagnosis import Diagnosis, Knowledge, Losses, compare, diagnose, losses_of
 from backslide.errors import RecordError
 from backslide.record import Record
-from backslide.report import line
+from backslide.report.account import Account, account_of
+from backslide.report.line import Point, balance_of, points_of, rows
 from backslide.rundir import RunFolder
-from backslide.verdict import CapabilityVerdict, Verdict, main_row
+from backslide.verdict import CapabilityVerdict, Verdict, Zone, main_row
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,30 @@ class Summary:
         return tuple(f"{leak.get('item')} ({leak.get('kind')}, {leak.get('place')})" for leak in rows)
 
     @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """Of a repair the points of the line that were tried; none for other runs."""
+        return points_of(self.run.events())
+
+    @cached_property
+    def account(self) -> Account | None:
+        """What a repair came to; None for other runs, which have a diagnosis."""
+        if not isinstance(self.config.get("repair"), dict):
+            return None
+        tuned = self.run.path / "tuned.jsonl"
+        balance = balance_of(
+            self.baseline,
+            Record.load(tuned) if tuned.is_file() else None,
+            self.final,
+            self.points,
+            self.config.get("chosen"),
+            shipped=self.verdict.zone is not Zone.REGRESSED,
+        )
+        return account_of(self.config, self.verdict, self.points, balance)
+
+    @cached_property
     def line(self) -> tuple[tuple[str, ...], ...]:
         """Of a repair the points of the line that were tried, as a table; empty for other runs."""
-        return tuple(line.rows(line.points_of(self.run.events()), self.config.get("chosen")))
+        return tuple(rows(self.points, self.config.get("chosen")))
 
     @property
     def seconds(self) -> float:
