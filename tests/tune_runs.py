@@ -87,8 +87,13 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
 
+    trained: list[int] = []
+
     def progress(what: str, done: int, total: int) -> None:
-        if asked.kill == "gate" and what == "gate half" and 2 * done > total:
+        if what == "training":
+            trained.append(done)
+        # The baseline is of both halves.
+        if asked.kill == "gate" and trained and what == "gate half" and 2 * done > total:
             kill()
 
     if asked.kill == "checkpoint":

@@ -175,8 +175,9 @@ def broken(checkpoint: Path) -> str:
 def prune(folder: Path, keep: int) -> None:
     """Remove all checkpoints but the newest `keep` whole ones; what is not whole goes."""
     whole = [path for path in checkpoints(folder) if (path / WHOLE).exists()]
+    kept = whole[max(0, len(whole) - keep) :]
     for path in checkpoints(folder):
-        if path not in whole[-keep:]:
+        if path not in kept:
             # First what says that it is whole: half a removal must not look like a checkpoint.
             with contextlib.suppress(OSError):
                 (path / WHOLE).unlink()
@@ -219,7 +220,8 @@ def _unlike(kept: Mapping[str, Any], config: TuneConfig, suite_hash: str, source
     if not isinstance(then, dict):
         return "it was not begun by backslide tune"
     for section, table in now.items():
-        before = then.get(section) if isinstance(then.get(section), dict) else {}
+        before = then.get(section)
+        before = before if isinstance(before, dict) else {}
         for key in [] if section == "output" else sorted({*table, *before} - {*NOT_COMPARED.get(section, ())}):
             if before.get(key) != table.get(key):
                 return f"{section}.{key} was {shown(before.get(key))}, now {shown(table.get(key))}"

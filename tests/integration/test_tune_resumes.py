@@ -56,11 +56,19 @@ def actions(tuned: Tuned) -> dict[int, tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "where", "at"),
-    [("lora", "8", 6), ("full", "checkpoint", 3), ("full", "gate", 9), ("auto", "8", 6), ("rollback", "11", 9)],
+    ("kind", "where", "at", "before", "after"),
+    [
+        ("lora", "8", 6, 0, 0),
+        ("full", "checkpoint", 3, 0, 0),
+        ("full", "gate", 9, 0, 0),
+        # Replay is raised after the resume, and before it.
+        ("auto", "5", 3, 1, 1),
+        ("auto", "8", 6, 2, 0),
+        ("rollback", "8", 6, 2, 1),
+    ],
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, tiny_folder: Path, kind: str, where: str, at: int
+    tmp_path: Path, tiny_folder: Path, kind: str, where: str, at: int, before: int, after: int
 ) -> None:
     (tmp_path / "whole").mkdir()
     whole, _ = run(config(tmp_path / "whole", tiny_folder, kind))
@@ -71,7 +79,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert f"{setup.folder}: goes on at step {at} of the unfinished run there" in said
     assert weights(again) == weights(whole)
     assert losses(again) == losses(whole)
-    assert actions(again) == actions(whole) and bool(actions(whole)) is (kind in ("auto", "rollback"))
+    assert actions(again) == actions(whole)
+    acted = [step for step, (action, *_) in actions(whole).items() if action != "warn"]
+    assert (sum(step <= at for step in acted), sum(step > at for step in acted)) == (before, after)
+    if kind == "auto":
+        ratios = [again.run.config["setup"]["replay"], whole.run.config["setup"]["replay"]]
+        assert ratios[0] == ratios[1] > 0.25, "raised, and so it stayed"
     assert again.verdict == whole.verdict and again.steps == whole.steps
     kinds = [e["event"] for e in again.run.events()]
     assert kinds.count("baseline") == 1 and kinds.count("resumed") == 1 and kinds.count("end") == 1
