@@ -225,6 +225,10 @@ def _unlike(kept: Mapping[str, Any], config: TuneConfig, suite_hash: str, source
         for key in [] if section == "output" else sorted({*table, *before} - {*NOT_COMPARED.get(section, ())}):
             if before.get(key) != table.get(key):
                 return f"{section}.{key} was {shown(before.get(key))}, now {shown(table.get(key))}"
+    # What torchrun and accelerate tell their processes; WORLD_SIZE alone is found outside of them too.
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if kept.get("processes", 1) != processes:
+        return f"{kept.get('processes')} processes made it, now there are {processes}"
     if kept.get("suite_hash") != suite_hash:
         return "its suite holds other items"
     for name, digest in sources.items():
