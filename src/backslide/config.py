@@ -182,10 +182,17 @@ class CureSection:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSection:
-    """`[output]`: where the run's folder is."""
+    """`[output]`: where the run's folder is, and what is kept in it to go on from."""
 
     dir: str | None = None
     """None: `runs/` and the name of the configuration file."""
+    checkpoints: int | None = None
+    """How many over the run, evenly; 0: none. None: as often as costs 3% of the training's time."""
+    keep_checkpoints: bool = False
+    """Whether the last ones stay when the run has ended."""
+
+    def __post_init__(self) -> None:
+        _at_least("output.checkpoints", self.checkpoints, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +216,12 @@ class TuneConfig:
     def on_regression(self) -> str:
         """What is done about a regression."""
         return self.cure.on_regression or self.guard.on_regression
+
+    @property
+    def snapshots(self) -> str | None:
+        """Where states to go back to are kept: with checkpoints by default on disk, to outlive the process."""
+        back = self.output.checkpoints != 0 and self.on_regression in ("rollback", "auto")
+        return self.guard.snapshots or ("disk" if back else None)
 
     @property
     def folder(self) -> Path:
@@ -248,7 +261,7 @@ class TuneConfig:
         except ConfigError as bad:
             raise ConfigError(f"{path}: {bad}") from None
         if config.output.dir is None:
-            config = dataclasses.replace(config, output=OutputSection(dir=f"runs/{path.stem}"))
+            config = dataclasses.replace(config, output=dataclasses.replace(config.output, dir=f"runs/{path.stem}"))
         return config
 
 

@@ -13,6 +13,7 @@
     verdict.json             the final verdict
     report.html report.md junit.xml
     model/                   the trained model or adapter, where `backslide tune` made the run
+    checkpoints/             what that goes on from where it was interrupted; see `backslide.resume`
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ from backslide.verdict import Verdict
 
 PAGES = ("report.html", "report.md", "junit.xml")
 """What is rebuilt from the other files."""
+CHECKPOINTS = "checkpoints"
 _OWN = (
     "run.json", "baseline.jsonl", "steps", "final.jsonl", "final-monitor.jsonl", "events.jsonl", "verdict.json",
-    *PAGES, "snapshot", "model", "tried",
+    *PAGES, "snapshot", "model", "tried", CHECKPOINTS,
 )  # fmt: skip
 
 
@@ -57,7 +59,7 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RecordError(f"{self.path}: is a file; name a folder for the run")
-        left = [name for name in _OWN if (self.path / name).exists()]
+        left = [name for name in _OWN if _holds(self.path / name)]
         if left:
             target, opened = self._earlier(), openings.carried(self.events())
             for name in left:
@@ -213,3 +215,8 @@ class RunFolder:
         with open(self.path / "events.jsonl", "rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
+
+
+def _holds(path: Path) -> bool:
+    # A trainer makes the folder of its checkpoints before there is one.
+    return path.exists() and (path.name != CHECKPOINTS or any(path.iterdir()))

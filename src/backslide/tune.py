@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,17 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
+from backslide.checkpoints import Checkpoints
 from backslide.config import TuneConfig
 from backslide.cure.attached import Cures
 from backslide.data import TrainingData, passages
-from backslide.errors import ConfigError, DataError, InputError, ModelError, RunError, shown
-from backslide.files import read_json, write_json
+from backslide.errors import BackslideError, ConfigError, DataError, InputError, ModelError, RunError, shown
 from backslide.guard.callback import Guard
-from backslide.models import DTYPES, Loaded, lasting_name, load_model, quiet
+from backslide.models import DTYPES, Loaded, load_model, model_fingerprint, quiet
 from backslide.record import Record
-from backslide.rundir import RunFolder
+from backslide.resume import Start, anew_of, digests, find, restore_snapshot
+from backslide.rundir import CHECKPOINTS, RunFolder
+from backslide.saving import SaveModel
 from backslide.scoring.engine import Settings
 from backslide.scoring.work import Progress
 from backslide.suite.leakage import Leak, counted, find_leaks
@@ -54,8 +57,12 @@ def tune(
     say: Say | None = None,
     progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    anew: bool = False,
 ) -> Tuned:
     """Fine-tune as `config` says, watched by a `Guard`, and save the model in the run's folder.
+
+    Where the folder holds an unfinished run of the same configuration it goes on from its last checkpoint, and ends as
+    if it had not been interrupted. Another run there is moved to `earlier/`.
 
     Everything that the user gave is read and checked before the model is loaded, and the model is checked before the
     run's folder is begun: bad input leaves nothing behind.
@@ -68,6 +75,7 @@ def tune(
         say: told what the user should know, a line each.
         progress: called while the model is trained and while items are scored.
         callbacks: further callbacks of the trainer.
+        anew: begin anew, also where there is a run to go on with.
 
     Raises:
         InputError: configuration, data, suite, baseline or model are wrong.
@@ -83,6 +91,8 @@ def tune(
     suite = suite or Suite.load(config.guard.suite)
     if baseline is None and config.guard.baseline is not None:
         baseline = Record.load(config.guard.baseline)
+    sources = digests(config)
+    start = find(config, suite.hash, sources, anew=anew)
     leaks = _leaks(config, suite, say, progress)
     cures = Cures(config, suite, say, progress)
     guard = Guard(
@@ -94,7 +104,7 @@ def tune(
         replay=cures.more_replay,
         anchor=cures.more_anchor,
         lr_factor=config.guard.lr_factor,
-        snapshots=config.guard.snapshots,
+        snapshots=config.snapshots,
         cache=config.guard.cache,
         tolerance=config.guard.tolerance,
         alpha=config.guard.alpha,
@@ -104,7 +114,7 @@ def tune(
         settings=settings,
         name=config.model.base,
         leave_out=tuple(dict.fromkeys(leak.item for leak in leaks)),
-        extra={"config": config.to_dict(), "leaks": [_noted(leak) for leak in leaks]},
+        extra={"config": config.to_dict(), "leaks": [_noted(leak) for leak in leaks], "sources": sources},
         say=say,
         progress=progress,
     )
@@ -112,7 +122,8 @@ def tune(
         if part is not None and part.skipped:
             say(f"{part.path}: {part.skipped} empty lines are left out")
     with _folder(config.folder):
-        return _tune(config, data, held_out, guard, cures, say, progress, [_NoteLeaks(guard, leaks), *callbacks])
+        noted = [_NoteLeaks(guard, leaks), *callbacks]
+        return _tune(config, data, held_out, guard, cures, say, progress, noted, start)
 
 
 def _tune(
@@ -124,6 +135,7 @@ def _tune(
     say: Say,
     progress: Progress | None,
     callbacks: Sequence[TrainerCallback],
+    start: Start,
 ) -> Tuned:
     loaded = load_model(config.model.base, dtype=_dtype(config), say=say)
     if hasattr(loaded.model, "peft_config"):
@@ -132,23 +144,52 @@ def _tune(
     if data.chats and not loaded.tokenizer.chat_template:
         say("the tokenizer has no chat template: messages are trained on as plain text, 'Role: content' a line each")
         data, held_out = data.as_text(), held_out.as_text() if held_out is not None else None
+    if start.checkpoint is not None and model_fingerprint(loaded.model) != start.base:
+        start = anew_of(config, f"the run there was begun with other weights of {config.model.base}")
+    for line in start.says:
+        say(line)
+    resumed = start.checkpoint
     bars = [_Bar(progress)] if progress is not None else []
-    trainer = _trainer(config, loaded, data, held_out, [*bars, guard, *callbacks])
+    trainer = _trainer(config, loaded, data, held_out, [*bars, guard, *callbacks], resumed=resumed is not None)
     _say_cut(trainer, config, say)
     cures.attach(trainer, loaded)
     if held_out is not None:
         trainer.add_callback(_EvaluateAtLooks(guard))
+    target = config.folder / "model"
+    trainer.add_callback(SaveModel(trainer, loaded, target))
+    checkpoints = Checkpoints(config.folder, config.output.checkpoints, say)
+    if config.output.checkpoints != 0:
+        checkpoints.attach(trainer)
     try:
+        if resumed is not None:
+            restore_snapshot(resumed, config.folder)
         with quiet():
-            trainer.train()
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed is not None else None)
     except torch.OutOfMemoryError as bad:
         raise RunError(
             f"training ran out of memory; lower train.batch_size ({config.train.batch_size}) and raise "
             "train.gradient_accumulation by the same factor, or set train.gradient_checkpointing = true"
         ) from bad
+    except KeyboardInterrupt:
+        if (last := checkpoints.last) is not None and guard.run is not None:
+            say(f"interrupted at step {trainer.state.global_step}; the same command goes on at step {last}")
+        raise
+    except BackslideError:
+        raise
+    except Exception as bad:
+        if resumed is None or guard.run is not None:
+            raise
+        why = " ".join(f"{type(bad).__name__}: {bad}".split())[:300]
+        raise RunError(
+            f"{resumed}: the run cannot go on from it: {why}; remove it to go on from the one before, or begin anew "
+            "with --anew"
+        ) from bad
     assert guard.verdict is not None and guard.run is not None
-    target = guard.run.path / "model"
-    _save(trainer.model, loaded, target)
+    if config.output.checkpoints != 0:
+        checkpoints.remove(keep=config.output.keep_checkpoints)
+        if config.guard.snapshots is None and config.snapshots is not None:
+            # It was there to outlive the process.
+            shutil.rmtree(guard.run.snapshot, ignore_errors=True)
     return Tuned(guard.run, guard.verdict, target, trainer.state.global_step, trainer.state.max_steps)
 
 
@@ -172,7 +213,7 @@ def _noted(leak: Leak) -> dict[str, Any]:
 @contextlib.contextmanager
 def _folder(path: Path) -> Iterator[None]:
     """Make the run's folder; where the run is refused, what is still empty goes again."""
-    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    new = [folder for folder in (path / CHECKPOINTS, path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as bad:
@@ -184,15 +225,6 @@ def _folder(path: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
-
-
-def _save(model: Any, loaded: Loaded, target: Path) -> None:
-    with quiet():
-        model.save_pretrained(target)
-        loaded.tokenizer.save_pretrained(target)
-    adapter = target / "adapter_config.json"
-    if adapter.exists():
-        write_json(adapter, {**read_json(adapter), "base_model_name_or_path": lasting_name(loaded.name)})
 
 
 class _Bar(TrainerCallback):
@@ -212,7 +244,7 @@ class _NoteLeaks(TrainerCallback):
         self._guard, self._leaks = guard, leaks
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._leaks and state.is_world_process_zero and self._guard.run is not None:
+        if self._leaks and state.global_step == 0 and state.is_world_process_zero and self._guard.run is not None:
             items = [leak.item for leak in self._leaks]
             self._guard.run.append([{"event": "leaks", "step": state.global_step, "items": items}])
 
@@ -249,6 +281,8 @@ def _trainer(
     data: TrainingData,
     held_out: TrainingData | None,
     callbacks: list[TrainerCallback],
+    *,
+    resumed: bool,
 ) -> Any:
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
@@ -257,7 +291,8 @@ def _trainer(
     disable_progress_bar()
     train, cuda = config.train, torch.cuda.is_available()
     settings = dict(
-        output_dir=str(config.folder),
+        # Of nothing but the checkpoints.
+        output_dir=str(config.folder / CHECKPOINTS if config.output.checkpoints != 0 else config.folder),
         learning_rate=train.rate,
         max_steps=train.steps if train.steps is not None else -1,
         num_train_epochs=train.epochs if train.epochs is not None else 1.0,
@@ -277,9 +312,10 @@ def _trainer(
         logging_steps=1 if (train.steps or 0) <= 200 else 10,
         # A loss that is not finite is to be seen, not averaged away.
         logging_nan_inf_filter=False,
+        # Checkpoints are asked for by `Checkpoints`.
         save_strategy="no",
         # The base model's own loss on the new task is step 0 of the curve.
-        eval_on_start=held_out is not None,
+        eval_on_start=held_out is not None and not resumed,
         report_to="none",
         disable_tqdm=True,
     )

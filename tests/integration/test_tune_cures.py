@@ -67,7 +67,8 @@ def test_replay_and_anchor_by_configuration(tmp_path: Path, tiny_folder: Path, m
 
 def test_without_cures_nothing_is_changed(tmp_path: Path, tiny_folder: Path) -> None:
     one, _ = run(config(tmp_path, tiny_folder, {}, output={"dir": str(tmp_path / "a")}))
-    two, _ = run(config(tmp_path, tiny_folder, {"data": str(tmp_path / "old.jsonl")}))
+    two, said = run(config(tmp_path, tiny_folder, {"data": str(tmp_path / "old.jsonl")}))
+    assert "cure.data is not used: no cure of this run needs data; set cure.replay or cure.anchor" in said
     weights = [(tuned.model / "adapter_model.safetensors").read_bytes() for tuned in (one, two)]
     assert weights[0] == weights[1]
 
@@ -124,8 +125,14 @@ def test_wrong_cures_are_said_before_anything_is_loaded(tmp_path: Path, tiny_fol
         config(tmp_path, tiny_folder, {"on_regression": "auto"}, guard={"on_regression": "stop"})
     with pytest.raises(SuiteError, match="nowhere.txt"):
         run(config(tmp_path, Path("no such model"), {"replay": 0.1, "prompts": str(tmp_path / "nowhere.txt")}))
-    with pytest.raises(DataError, match="nowhere.jsonl"):
-        run(config(tmp_path, Path("no such model"), {"replay": 0.1, "data": str(tmp_path / "nowhere.jsonl")}))
+    # Of a file that no cure needs as well: whoever named it meant it.
+    (tmp_path / "broken.jsonl").write_text("{")
+    for more in ({"replay": 0.1}, {}):
+        for name, told in (("nowhere.jsonl", "no such file"), ("broken.jsonl", "1: not JSON")):
+            with pytest.raises(DataError, match=rf"{name}.*{told}"):
+                run(config(tmp_path, Path("no such model"), {**more, "data": str(tmp_path / name)}))
+    with pytest.raises(SuiteError, match="nowhere.txt"):
+        run(config(tmp_path, Path("no such model"), {"prompts": str(tmp_path / "nowhere.txt")}))
     assert not (tmp_path / "run").exists()
 
 

@@ -137,9 +137,10 @@ def baseline(
 @app.command()
 def tune(
     config: Annotated[Path, typer.Argument(help="A TOML file; docs/guide.md has one.", show_default=False)],
+    anew: Annotated[bool, typer.Option("--anew", help="Begin anew where an unfinished run could go on.")] = False,
     form: FormatOption = Format.text,
 ) -> None:
-    """Fine-tune as CONFIG says, guarded; the exit code is the verdict."""
+    """Fine-tune as CONFIG says, guarded; the exit code is the verdict. Interrupted, the same command goes on."""
     from backslide.config import TuneConfig
 
     screen = Screen(as_json=form is Format.json)
@@ -147,7 +148,7 @@ def tune(
     from backslide.tune import tune as run_tune
 
     with screen.working():
-        tuned = run_tune(chosen, say=screen.say, progress=screen.progress)
+        tuned = run_tune(chosen, say=screen.say, progress=screen.progress, anew=anew)
     _show_run(screen, tuned.run.path)
     raise typer.Exit(tuned.verdict.exit_code)
 

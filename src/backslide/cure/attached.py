@@ -12,6 +12,7 @@ from backslide.cure.anchor import Anchor
 from backslide.cure.prompts import prompts_of
 from backslide.cure.replay import Replay
 from backslide.cure.synthesis import synthesise
+from backslide.data import TrainingData
 from backslide.errors import ConfigError
 from backslide.models import Loaded
 from backslide.scoring.work import Progress
@@ -52,13 +53,18 @@ class Cures:
         self.anchors = cure.anchor > 0 or config.on_regression == "auto"
         self._replay: Replay | None = None
         self._anchor: Anchor | None = None
-        if cure.data != SELF and (self.replays or self.anchors):
-            self._make(cure.data, cure.data)
-        elif cure.prompts is not None and (self.replays or self.anchors):
-            # What is wrong with them is said before a model is loaded.
-            prompts_of(cure.prompts)
+        used = self.replays or self.anchors
+        # What is wrong with a file is said before a model is loaded, and of one that no cure needs as well.
+        if cure.data != SELF:
+            if used:
+                self._make(cure.data, cure.data)
+            else:
+                TrainingData.load(cure.data)
+                say("cure.data is not used: no cure of this run needs data; set cure.replay or cure.anchor")
         elif cure.prompts is not None:
-            say("cure.prompts is not used: no cure of this run needs replies of the base")
+            prompts_of(cure.prompts)
+            if not used:
+                say("cure.prompts is not used: no cure of this run needs replies of the base")
 
     @property
     def more_replay(self) -> Callable[[], str] | None:

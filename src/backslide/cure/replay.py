@@ -257,7 +257,13 @@ class _Mixer:
         checkpoint = Path(folder) / f"checkpoint-{step}"
         if checkpoint.is_dir():
             more = {"rows": self._prepared.fingerprint, "world": self._world, "step": step}
-            write_json(self._place(checkpoint), {**self._replay.state(), **more})
+            try:
+                write_json(self._place(checkpoint), {**self._replay.state(), **more})
+            except OSError as bad:
+                why = bad.strerror or bad
+                self._replay._say(
+                    f"replay: {checkpoint}: its state cannot be written ({why}); do not resume from there"
+                )
 
     def _place(self, checkpoint: Path | None) -> Path:
         name = "replay.json" if self._world == 1 else f"replay-{self._rank}.json"
