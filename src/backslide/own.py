@@ -28,7 +28,8 @@ REPLY_TOKENS = 64
 class Source:
     """Where a suite comes from. Raises `ConfigError` where the fields do not fit together."""
 
-    kind: Kind
+    kind: Kind | None = None
+    """Of the items; None: `choice` where the rows have choices, else `answer`."""
     file: Path | None = None
     dataset: str | None = None
     """Name on the hub, or folder, of a Hugging Face data set."""
@@ -40,7 +41,7 @@ class Source:
     text: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
+        if self.kind is not None and self.kind not in get_args(Kind):
             raise ConfigError(f"kind is {self.kind!r}, one of {', '.join(get_args(Kind))} is needed")
         if (self.file is None) == (self.dataset is None):
             raise ConfigError("a suite is made of one source; give one of --qa, --texts, --prompts and --dataset")
@@ -54,7 +55,7 @@ class Source:
         """Read the source. Raises `SuiteError` in one line where that cannot be done."""
         if self.file is None:
             return dataset_rows(str(self.dataset), subset=self.subset, split=self.split)
-        reader = {"text": read_texts, "open": read_prompts}.get(self.kind, read_rows)
+        reader = {"text": read_texts, "open": read_prompts}.get(self.kind or "", read_rows)
         return reader(self.file)
 
 
@@ -90,7 +91,9 @@ def make_suite(
     if tokens < 1:
         raise ConfigError(f"reply-tokens is {tokens}, a whole number from 1 is needed")
     if model is not None and source.kind != "open":
-        raise ConfigError(f"a model replies to prompts; items of kind {source.kind} need none: leave --model out")
+        raise ConfigError(
+            f"a model replies to prompts; items of kind {source.kind or 'answer'} need none: leave --model out"
+        )
     name = capability or source.name
     rows = source.rows()
     if source.kind == "text":

@@ -46,7 +46,11 @@ def suite_new(
     dataset: Annotated[str | None, typer.Option(help="A Hugging Face data set: hub name or folder.")] = None,
     model: Annotated[str | None, typer.Option(help="With --prompts: the base model, whose replies are kept.")] = None,
     kind: Annotated[
-        Kind | None, typer.Option(help="Items to make of --qa (answer or choice) or --dataset; default: answer.")
+        Kind | None,
+        typer.Option(
+            help="Items to make of --qa (answer or choice) or --dataset; default: choice where it has choices, else "
+            "answer."
+        ),
     ] = None,
     capability: Annotated[str | None, typer.Option(help="Name of the capability; default: that of the source.")] = None,
     out: Annotated[Path, typer.Option(help="The suite's file.")] = Path("suite.jsonl"),
@@ -67,8 +71,8 @@ def suite_new(
         said = " and ".join(given) or "nothing"
         raise ConfigError(f"a suite is made of one source, {said} is given; give one of {', '.join(files)}, --dataset")
     allowed = {"--qa": ("answer", "choice"), "--texts": ("text",), "--prompts": ("open",)}.get(given[0])
-    chosen = kind.value if kind is not None else (allowed or ("answer",))[0]
-    if allowed is not None and chosen not in allowed:
+    chosen = kind.value if kind is not None else {"--texts": "text", "--prompts": "open"}.get(given[0])
+    if allowed is not None and chosen is not None and chosen not in allowed:
         raise ConfigError(f"{given[0]} makes items of kind {' or '.join(allowed)}, not {chosen}; leave --kind out")
     file = files.get(given[0])
     if file is not None and out.exists() and out.resolve() == file.resolve():

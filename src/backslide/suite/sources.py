@@ -13,11 +13,6 @@ from typing import Any
 from backslide.errors import SuiteError
 from backslide.files import read_lines, read_text
 
-QUESTION_COLUMNS = ("question", "prompt", "query", "instruction", "input")
-"""Usual names of the column with the question, in the order in which they are looked for."""
-ANSWER_COLUMNS = ("answer", "answers", "target", "output", "response", "completion")
-TEXT_COLUMNS = ("text", "content")
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -75,59 +70,6 @@ def read_prompts(path: str | Path) -> list[Row]:
     return _some(path, [Row(f"{path}:{number}", {"prompt": line.strip()}) for number, line in lines if line.strip()])
 
 
-def column(rows: list[Row], given: str | None, usual: tuple[str, ...], option: str) -> str:
-    """Name of the column to read: the one given, else the first of the usual names that the first row has.
-
-    Raises `SuiteError` naming the columns that there are.
-    """
-    first = rows[0]
-    wanted = usual if given is None else (given,)
-    found = next((name for name in wanted if name in first.values), None)
-    if found is None:
-        looked = f"no column {given!r}" if given is not None else f"none of the columns {', '.join(usual)}"
-        there = ", ".join(map(str, first.values)) or "nothing"
-        raise SuiteError(f"{first.place}: has {looked}, only {there}; name one of these with {option}")
-    return found
-
-
-def text_of(row: Row, name: str) -> str:
-    """The text in a column, without white space around it; empty where it is empty.
-
-    Raises `SuiteError` where the column is missing or holds no text.
-    """
-    value = row.values.get(name)
-    if value is None and name not in row.values:
-        raise SuiteError(f"{row.place}: has no {name}, which the rows before it have; add it")
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise SuiteError(f"{row.place}: {name} is {_shown(value)}, text is needed")
-    return value.strip()
-
-
-def answers_of(row: Row, name: str) -> tuple[str, ...]:
-    """The accepted answers in a column: a text, a number, or a list of them; each once, empty ones left out.
-
-    In a CSV file a cell that holds a JSON list of texts or numbers is such a list. A dictionary with a list `text`,
-    as in SQuAD, is read as that list.
-
-    Raises `SuiteError` where the column is missing or holds something else.
-    """
-    value = row.values.get(name)
-    if value is None and name not in row.values:
-        raise SuiteError(f"{row.place}: has no {name}, which the rows before it have; add it")
-    if isinstance(value, Mapping) and isinstance(value.get("text"), list):
-        value = value["text"]
-    found: dict[str, None] = {}
-    for entry in value if isinstance(value, (list, tuple)) else [value]:
-        if isinstance(entry, bool) or not isinstance(entry, (str, int, float, type(None))):
-            raise SuiteError(f"{row.place}: {name} is {_shown(value)}; text, a number or a list of them is needed")
-        said = "" if entry is None else str(entry).strip()
-        if said:
-            found[said] = None
-    return tuple(found)
-
-
 def _some(path: Path, rows: list[Row]) -> list[Row]:
     if not rows:
         raise SuiteError(f"{path}: is empty; a line a row is needed")
@@ -171,8 +113,3 @@ def _cell(cell: str) -> Any:
         if isinstance(value, list) and all(isinstance(v, (str, int, float)) and v is not True for v in value):
             return value
     return cell
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"
