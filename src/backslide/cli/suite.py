@@ -41,8 +41,10 @@ class Kind(str, enum.Enum):
 @suite_app.command("new")
 def suite_new(
     qa: Annotated[Path | None, typer.Option(help="Questions with answers: .jsonl, .csv or .tsv.")] = None,
-    texts: Annotated[Path | None, typer.Option(help="Texts: .txt (paragraphs), .jsonl, .csv or .tsv.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts: .txt (a line each), .jsonl, .csv or .tsv.")] = None,
+    texts: Annotated[Path | None, typer.Option(help="Texts: .txt or .md (paragraphs), .jsonl, .csv or .tsv.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts: .txt or .md (a line each), .jsonl, .csv or .tsv.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="A Hugging Face data set: hub name or folder.")] = None,
     model: Annotated[str | None, typer.Option(help="With --prompts: the base model, whose replies are kept.")] = None,
     kind: Annotated[
