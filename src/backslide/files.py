@@ -44,6 +44,40 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def check_writable(path: Path, error: type[InputError] = InputError, *, folder: bool = False) -> None:
+    """Refuse before the work a file, or with `folder` a folder, that could not be written after it.
+
+    What is tried leaves nothing behind: the file is not made, and folders that were made for the trial go again.
+    """
+    place = path if folder else path.parent
+    new = [one for one in (place, *place.parents) if not os.path.lexists(one)]
+    try:
+        with writing(path, error):
+            above = next((one for one in (place, *place.parents) if one not in new), place)
+            if above not in new and not above.is_dir():
+                raise error(f"{path}: cannot be written, since {above} is no folder; give another path")
+            # A rename would put a plain file in the place of /dev/null.
+            if not folder and path.exists() and not path.is_file():
+                raise error(f"{path}: is no file that can be written anew; give another path")
+            place.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=place)
+            os.close(handle)
+            os.unlink(name)
+    finally:
+        for one in new:
+            with contextlib.suppress(OSError):
+                one.rmdir()
+
+
+@contextlib.contextmanager
+def writing(path: Path, error: type[InputError] = InputError) -> Iterator[None]:
+    """Say in one line that `path` could not be written inside, and why."""
+    try:
+        yield
+    except OSError as bad:
+        raise error(f"{path}: cannot be written: {bad.strerror or bad}; make room, or give another path") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically, making its folder where needed."""
     with replacing(path) as file:

@@ -180,6 +180,8 @@ def test_what_does_not_fit_together_is_one_line(tmp_path: Path, tiny_folder: Pat
         (("--qa", qa, "--kind", "text"), "--qa makes items of kind answer or choice, not text; leave --kind out"),
         (("--qa", qa, "--out", qa), "the very file that is read"),
         (("--texts", texts, "--out", tmp_path), "a folder; give a file"),
+        (("--texts", texts, "--out", texts / "s.jsonl"), f"cannot be written, since {texts} is no folder"),
+        (("--prompts", texts, "--model", tmp_path / "gone", "--out", "/proc/s.jsonl"), "/proc/s.jsonl: cannot be writ"),
         (("--texts", texts, "--model", tiny_folder), "items of kind text need none: leave --model out"),
         (("--texts", texts, "--limit", "0"), "limit is 0"),
         (("--prompts", texts, "--model", tiny_folder, "--reply-tokens", "0"), "reply-tokens is 0"),

@@ -366,3 +366,9 @@ def test_matching_takes_any_text(reply: str, match: Match) -> None:
 def test_a_number_is_found_however_it_is_grouped(value: int, around: str) -> None:
     assert numbers(f"{around} {value:,} {around}") == [value]
     assert matches(f"{around} {value:,}.", [str(value)], "number")
+
+
+def test_a_suite_that_cannot_be_saved_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SuiteError, match=r"s.jsonl: cannot be written: File exists; make room, or give another path"):
+        Suite("s", (choice("a"),)).save(tmp_path / "file" / "s.jsonl")

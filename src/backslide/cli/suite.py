@@ -20,6 +20,7 @@ from backslide.cli.options import (
 )
 from backslide.cli.screen import Screen
 from backslide.errors import ConfigError
+from backslide.files import check_writable
 
 SHOWN = 100
 """Places that the table lists."""
@@ -81,6 +82,7 @@ def suite_new(
         raise ConfigError(f"--out is {out}, the very file that is read; give the suite another name")
     if out.is_dir():
         raise ConfigError(f"--out is {out}, a folder; give a file, such as {out / 'suite.jsonl'}")
+    check_writable(out, ConfigError)
     from backslide.own import Source, make_suite
 
     source = Source(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from backslide.errors import SuiteError, shown
-from backslide.files import read_lines, write_lines
+from backslide.files import read_lines, write_lines, writing
 from backslide.suite.item import Item, item_from_dict
 
 if TYPE_CHECKING:
@@ -107,8 +107,9 @@ class Suite:
         return Suite(f"{self.name}:{each}", items, self.places)
 
     def save(self, path: str | Path) -> None:
-        """Write the suite as JSON Lines, atomically."""
-        write_lines(Path(path), (item.to_dict() for item in self.items))
+        """Write the suite as JSON Lines, atomically. Raises `SuiteError` where that cannot be done."""
+        with writing(Path(path), SuiteError):
+            write_lines(Path(path), (item.to_dict() for item in self.items))
 
     @functools.cached_property
     def hash(self) -> str:
