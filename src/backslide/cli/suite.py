@@ -9,7 +9,6 @@ from typing import Annotated, Any, cast
 import typer
 
 from backslide.cli.options import (
-    DtypeOption,
     FewshotOption,
     Format,
     FormatOption,
@@ -63,8 +62,14 @@ def suite_new(
     split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
     subset: Annotated[str | None, typer.Option(help="Subset (configuration) of the data set.")] = None,
     limit: Annotated[int | None, typer.Option(help="Keep so many items at most, chosen by hash.")] = None,
-    reply_tokens: Annotated[int, typer.Option(help="With --model: tokens of a reply at most.")] = 64,
-    dtype: DtypeOption = "auto",
+    reply_tokens: Annotated[
+        int | None, typer.Option(help="With --model: tokens of a reply at most.", show_default="64")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="With --model: auto, float32, bfloat16 or float16.", show_default="auto"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the suite that --out names.")] = False,
     form: FormatOption = Format.text,
 ) -> None:
     """Make a suite of your own material: no answers needed with --prompts and --model."""
@@ -82,6 +87,8 @@ def suite_new(
         raise ConfigError(f"--out is {out}, the very file that is read; give the suite another name")
     if out.is_dir():
         raise ConfigError(f"--out is {out}, a folder; give a file, such as {out / 'suite.jsonl'}")
+    if out.exists() and not force:
+        raise ConfigError(f"--out is {out}, which is there already; give another name, or --force to replace it")
     check_writable(out, ConfigError)
     from backslide.own import Source, make_suite
 
@@ -187,6 +194,10 @@ def suite_check(
     form: FormatOption = Format.text,
 ) -> None:
     """Read a suite, and list its items that are in the training data; with --strict these end it with exit code 1."""
+    if strict and train is None:
+        raise ConfigError(
+            "--strict is for items that are in the training data, and none is given; name it with --train"
+        )
     from backslide.data import passages
     from backslide.report.suites import leaks_table
     from backslide.suite.leakage import counted, find_leaks
