@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from backslide.errors import InputError
+from backslide.errors import InputError, shown
 
 LONGEST_LINE = 1 << 24
 """Bytes of a line of a JSON Lines file: a line takes several times its size in memory, and no entry is so long."""
@@ -125,7 +125,9 @@ def read_lines(path: Path, error: type[InputError] = InputError) -> Iterator[tup
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
+        except _Twice as bad:
+            raise error(f"{path}:{number}: the key {shown(bad.key)} is there twice; leave one out") from None
         except json.JSONDecodeError as bad:
             raise error(f"{path}:{number}: not JSON: {bad.msg} at column {bad.colno}") from None
         except RecursionError:
@@ -154,6 +156,22 @@ def text_lines(path: Path, error: type[InputError] = InputError) -> Iterator[tup
                 yield number, text.rstrip("\r\n")
     except (OSError, ValueError) as bad:
         raise error(f"{path}: {_why(bad)}") from None
+
+
+class _Twice(Exception):
+    """A key of a JSON object is there twice: which of the values is meant, nobody can tell."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Twice(next(key for place, key in enumerate(keys) if key in keys[:place]))
+    return row
 
 
 def _why(bad: OSError | ValueError) -> str:

@@ -86,6 +86,8 @@ def test_blank_lines_count_and_a_byte_order_mark_does_not(tmp_path: Path) -> Non
         (b"null\n", r":1: is NoneType"),
         (b"[" * 100_000, r":1: JSON nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", r":1: JSON that cannot be read"),
+        (b'{"a": 1, "b": 2, "a": 3}', r":1: the key 'a' is there twice; leave one out"),
+        (b'{"a": {"b": 1, "b": 1}}', r":1: the key 'b' is there twice"),
         (b'{"a": "\xff"}', r"byte 7 is not UTF-8; save the file as UTF-8"),
     ],
 )
