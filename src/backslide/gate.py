@@ -130,6 +130,12 @@ def check_model(
         check_writable(Path(out), RecordError, folder=True)
     loaded = loaded or load_model(model, dtype=str(dtype), say=say)
     settings = Settings() if isinstance(given, Samples) else settings_of(given)
+    if isinstance(given, Record) and settings.chat and not getattr(loaded.tokenizer, "chat_template", None):
+        raise MismatchError(
+            f"{model}: its tokenizer has no chat template, and the baseline was asked through that of "
+            f"{given.header.model}; copy that one (chat_template.jinja, or chat_template in tokenizer_config.json), or "
+            "measure the baseline with --no-chat"
+        )
     scorer = Scorer(chosen, loaded.model, loaded.tokenizer, settings)
     old = _answered(given, answers, scorer, loaded) if isinstance(given, Samples) else given
     # What does not fit is refused before minutes are spent on scoring.
