@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from backslide.errors import InputError
+from backslide.errors import InputError, shown
 
 LONGEST_LINE = 1 << 24
 """Bytes of a line of a JSON Lines file: a line takes several times its size in memory, and no entry is so long."""
@@ -42,6 +42,40 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def check_writable(path: Path, error: type[InputError] = InputError, *, folder: bool = False) -> None:
+    """Refuse before the work a file, or with `folder` a folder, that could not be written after it.
+
+    What is tried leaves nothing behind: the file is not made, and folders that were made for the trial go again.
+    """
+    place = path if folder else path.parent
+    new = [one for one in (place, *place.parents) if not os.path.lexists(one)]
+    try:
+        with writing(path, error):
+            above = next((one for one in (place, *place.parents) if one not in new), place)
+            if above not in new and not above.is_dir():
+                raise error(f"{path}: cannot be written, since {above} is no folder; give another path")
+            # A rename would put a plain file in the place of /dev/null.
+            if not folder and path.exists() and not path.is_file():
+                raise error(f"{path}: is no file that can be written anew; give another path")
+            place.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=place)
+            os.close(handle)
+            os.unlink(name)
+    finally:
+        for one in new:
+            with contextlib.suppress(OSError):
+                one.rmdir()
+
+
+@contextlib.contextmanager
+def writing(path: Path, error: type[InputError] = InputError) -> Iterator[None]:
+    """Say in one line that `path` could not be written inside, and why."""
+    try:
+        yield
+    except OSError as bad:
+        raise error(f"{path}: cannot be written: {bad.strerror or bad}; make room, or give another path") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,7 +125,9 @@ def read_lines(path: Path, error: type[InputError] = InputError) -> Iterator[tup
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
+        except _Twice as bad:
+            raise error(f"{path}:{number}: the key {shown(bad.key)} is there twice; leave one out") from None
         except json.JSONDecodeError as bad:
             raise error(f"{path}:{number}: not JSON: {bad.msg} at column {bad.colno}") from None
         except RecursionError:
@@ -120,6 +156,22 @@ def text_lines(path: Path, error: type[InputError] = InputError) -> Iterator[tup
                 yield number, text.rstrip("\r\n")
     except (OSError, ValueError) as bad:
         raise error(f"{path}: {_why(bad)}") from None
+
+
+class _Twice(Exception):
+    """A key of a JSON object is there twice: which of the values is meant, nobody can tell."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Twice(next(key for place, key in enumerate(keys) if key in keys[:place]))
+    return row
 
 
 def _why(bad: OSError | ValueError) -> str:

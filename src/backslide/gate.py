@@ -9,6 +9,7 @@ from typing import Any
 
 from backslide import openings
 from backslide.errors import MismatchError, RecordError
+from backslide.files import check_writable, writing
 from backslide.judge import judge
 from backslide.lm_eval_results import Answers, Samples, check_out, read_samples, write_results
 from backslide.models import Loaded, load_model
@@ -59,16 +60,15 @@ def take_baseline(
     out = Path(out)
     if out.is_dir():
         raise RecordError(f"{out}: is a folder; give the record a file name, such as {out / 'baseline.jsonl'}")
-    above = next((folder for folder in out.parents if folder.exists()), None)
-    if above is not None and not above.is_dir():
-        raise RecordError(f"{out}: cannot be written, since {above} is a file; give another path")
+    check_writable(out, RecordError)
     chosen, loaded = _load(suite, tasks, model, dtype, say)
     writes = check_out(chosen, part, lm_eval_out) if lm_eval_out is not None else None
     loaded = loaded or load_model(model, dtype=dtype, say=say)
     scorer = Scorer(chosen, loaded.model, loaded.tokenizer, Settings(chat=chat))
     record = scorer.baseline(loaded.model, part=part, probe=True, name=model, progress=progress)
     _tell(record, say)
-    record.save(out)
+    with writing(out, RecordError):
+        record.save(out)
     if lm_eval_out is not None and writes is not None:
         folder = write_results(record, writes, lm_eval_out, loaded.tokenizer)
         if say is not None:
@@ -126,8 +126,16 @@ def check_model(
         )
     if out is not None and Path(out).is_file():
         raise RecordError(f"{out}: is a file; give a folder for the report")
+    if out is not None:
+        check_writable(Path(out), RecordError, folder=True)
     loaded = loaded or load_model(model, dtype=str(dtype), say=say)
     settings = Settings() if isinstance(given, Samples) else settings_of(given)
+    if isinstance(given, Record) and settings.chat and not getattr(loaded.tokenizer, "chat_template", None):
+        raise MismatchError(
+            f"{model}: its tokenizer has no chat template, and the baseline was asked through that of "
+            f"{given.header.model}; copy that one (chat_template.jinja, or chat_template in tokenizer_config.json), or "
+            "measure the baseline with --no-chat"
+        )
     scorer = Scorer(chosen, loaded.model, loaded.tokenizer, settings)
     old = _answered(given, answers, scorer, loaded) if isinstance(given, Samples) else given
     # What does not fit is refused before minutes are spent on scoring.
@@ -137,31 +145,36 @@ def check_model(
     _tell(new, say)
     verdict = judge(old, new, tolerance=accepted, level=level)
     if out is not None:
-        run = RunFolder(out)
-        events: list[dict[str, Any]] = [{"event": part, "zone": verdict.zone, **new.header.cost}]
-        if part != "monitor":
-            fingerprint = new.header.model_fingerprint
-            opening = openings.next_opening(run.events(), suite=chosen.name, model=fingerprint)
-            verdict = dataclasses.replace(verdict, opening=opening.number)
-            events = [opening.opened, {**events[0], "event": "gate", **opening.fields}]
-        run.begin(
-            {
-                "model": model,
-                "suite": chosen.name,
-                "suite_hash": chosen.hash,
-                "alpha": alpha,
-                "tolerance": tolerance,
-                "tolerance_drift": drift,
-                "questions": {item.id: item.prompt for item in chosen.items if isinstance(item, OpenItem)},
-                "versions": versions(),
-            }
-        )
-        # First that it was opened, then what was seen.
-        run.append(events)
-        old.save(run.baseline)
-        new.save(run.final)
-        run.save_verdict(verdict)
-        write_pages(run)
+        setup = {
+            "model": model,
+            "suite": chosen.name,
+            "suite_hash": chosen.hash,
+            "alpha": alpha,
+            "tolerance": tolerance,
+            "tolerance_drift": drift,
+            "questions": {item.id: item.prompt for item in chosen.items if isinstance(item, OpenItem)},
+            "versions": versions(),
+        }
+        with writing(Path(out), RecordError):
+            verdict = _keep(RunFolder(out), verdict, old, new, part, setup)
+    return verdict
+
+
+def _keep(run: RunFolder, verdict: Verdict, old: Record, new: Record, part: Part, setup: dict[str, Any]) -> Verdict:
+    """Write a run folder of a check; the verdict with the number of this opening of the gate half."""
+    events: list[dict[str, Any]] = [{"event": part, "zone": verdict.zone, **new.header.cost}]
+    if part != "monitor":
+        fingerprint = new.header.model_fingerprint
+        opening = openings.next_opening(run.events(), suite=setup["suite"], model=fingerprint)
+        verdict = dataclasses.replace(verdict, opening=opening.number)
+        events = [opening.opened, {**events[0], "event": "gate", **opening.fields}]
+    run.begin(setup)
+    # First that it was opened, then what was seen.
+    run.append(events)
+    old.save(run.baseline)
+    new.save(run.final)
+    run.save_verdict(verdict)
+    write_pages(run)
     return verdict
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from backslide.errors import ConfigError, MismatchError, RecordError, RunError
-from backslide.files import read_json, read_lines
+from backslide.files import check_writable, read_json, read_lines
 from backslide.record import Outcome, Record
 from backslide.suite.item import ContinuationItem, Item, TextItem
 from backslide.suite.lm_eval import FEWSHOT_SEED, TaskSuite, chat_template, undisturbed
@@ -40,6 +40,7 @@ def check_out(suite: Suite, part: str, out: str | Path) -> TaskSuite:
         )
     if part != "all":
         raise ConfigError(f"lm-eval-out needs all documents, and the part is {part!r}; use --part all")
+    check_writable(Path(out), ConfigError, folder=True)
     return suite
 
 

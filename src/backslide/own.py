@@ -28,7 +28,8 @@ REPLY_TOKENS = 64
 class Source:
     """Where a suite comes from. Raises `ConfigError` where the fields do not fit together."""
 
-    kind: Kind
+    kind: Kind | None = None
+    """Of the items; None: `choice` where the rows have choices, else `answer`."""
     file: Path | None = None
     dataset: str | None = None
     """Name on the hub, or folder, of a Hugging Face data set."""
@@ -40,10 +41,20 @@ class Source:
     text: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
+        if self.kind is not None and self.kind not in get_args(Kind):
             raise ConfigError(f"kind is {self.kind!r}, one of {', '.join(get_args(Kind))} is needed")
         if (self.file is None) == (self.dataset is None):
             raise ConfigError("a suite is made of one source; give one of --qa, --texts, --prompts and --dataset")
+        kind = self.kind or "answer"
+        for option, value, fits, of in (
+            ("--split", self.split, self.dataset is not None, "data sets"),
+            ("--subset", self.subset, self.dataset is not None, "data sets"),
+            ("--text-column", self.text, kind == "text", "texts"),
+            ("--question-column", self.question, kind != "text", "questions and prompts"),
+            ("--answer-column", self.answer, kind in ("answer", "choice"), "answers"),
+        ):
+            if value is not None and not fits:
+                raise ConfigError(f"{option} is {value!r}, and it is for {of}, which are not read here; leave it out")
 
     @property
     def name(self) -> str:
@@ -54,7 +65,7 @@ class Source:
         """Read the source. Raises `SuiteError` in one line where that cannot be done."""
         if self.file is None:
             return dataset_rows(str(self.dataset), subset=self.subset, split=self.split)
-        reader = {"text": read_texts, "open": read_prompts}.get(self.kind, read_rows)
+        reader = {"text": read_texts, "open": read_prompts}.get(self.kind or "", read_rows)
         return reader(self.file)
 
 
@@ -63,8 +74,8 @@ def make_suite(
     *,
     capability: str | None = None,
     model: str | None = None,
-    dtype: str = "auto",
-    tokens: int = REPLY_TOKENS,
+    dtype: str | None = None,
+    tokens: int | None = None,
     limit: int | None = None,
     say: Say | None = None,
     progress: Progress | None = None,
@@ -76,8 +87,8 @@ def make_suite(
         capability: of the items; None: the source's name.
         model: for kind `open`, the base model that replies; anything that `load_model` takes. None leaves the
             items without references, so that they are shown and not judged.
-        dtype: of the model, see `load_model`.
-        tokens: of a reply at most.
+        dtype: of the model, see `load_model`; None: `auto`.
+        tokens: of a reply at most; None: `REPLY_TOKENS`.
         limit: items at most, chosen by hash; None: all.
         say: told what became no item, and why.
         progress: called while the model replies.
@@ -87,10 +98,15 @@ def make_suite(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}, a whole number from 1 is needed")
-    if tokens < 1:
+    if tokens is not None and tokens < 1:
         raise ConfigError(f"reply-tokens is {tokens}, a whole number from 1 is needed")
     if model is not None and source.kind != "open":
-        raise ConfigError(f"a model replies to prompts; items of kind {source.kind} need none: leave --model out")
+        raise ConfigError(
+            f"a model replies to prompts; items of kind {source.kind or 'answer'} need none: leave --model out"
+        )
+    for option, value in (("--reply-tokens", tokens), ("--dtype", dtype)):
+        if model is None and value is not None:
+            raise ConfigError(f"{option} is {value}, and it is for --model, which is not given; leave it out")
     name = capability or source.name
     rows = source.rows()
     if source.kind == "text":
@@ -101,7 +117,9 @@ def make_suite(
         made = from_qa(rows, name, kind=source.kind, question=source.question, answer=source.answer)
     made = made.limited(limit)
     if model is not None:
-        made = with_references(made, model, dtype=dtype, tokens=tokens, say=say, progress=progress)
+        made = with_references(
+            made, model, dtype=dtype or "auto", tokens=tokens or REPLY_TOKENS, say=say, progress=progress
+        )
     if say is not None:
         for note in made.notes:
             say(note)
@@ -153,7 +171,7 @@ def dataset_rows(name: str, *, subset: str | None = None, split: str | None = No
     except ImportError:
         raise SuiteError("the library datasets is missing, which reads data sets; pip install datasets") from None
     folder = Path(name)
-    if name.startswith((".", "/", "~")) and not folder.is_dir():
+    if (name.startswith((".", "/", "~")) or name.endswith("/")) and not folder.is_dir():
         raise SuiteError(f"{name}: no such folder of a data set; give one, or a name on the hub such as 'openai/gsm8k'")
     saved = any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
     hub = logging.getLogger("huggingface_hub")

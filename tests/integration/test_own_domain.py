@@ -152,7 +152,7 @@ def test_data_sets_from_a_folder(tmp_path: Path, call: Any) -> None:
     data = Dataset.from_list([{"q": f"{i} + {i}?", "a": [str(2 * i), f"{2 * i}.0"]} for i in range(20)])
     DatasetDict({"train": data.select(range(5)), "test": data}).save_to_disk(tmp_path / "sums")
     columns = ("--question-column", "q", "--answer-column", "a")
-    source = ("suite", "new", "--dataset", tmp_path / "sums", "--out", tmp_path / "s.jsonl")
+    source = ("suite", "new", "--dataset", tmp_path / "sums", "--out", tmp_path / "s.jsonl", "--force")
     code, _, err = call(*source, *columns)
     assert code == 2 and "no split was chosen; choose one with --split: train, test" in err
     assert call(*source, *columns, "--split", "dev")[0] == 2
@@ -180,16 +180,43 @@ def test_what_does_not_fit_together_is_one_line(tmp_path: Path, tiny_folder: Pat
         (("--qa", qa, "--kind", "text"), "--qa makes items of kind answer or choice, not text; leave --kind out"),
         (("--qa", qa, "--out", qa), "the very file that is read"),
         (("--texts", texts, "--out", tmp_path), "a folder; give a file"),
+        (("--texts", texts, "--out", texts / "s.jsonl"), f"cannot be written, since {texts} is no folder"),
+        (("--prompts", texts, "--model", tmp_path / "gone", "--out", "/proc/s.jsonl"), "/proc/s.jsonl: cannot be writ"),
         (("--texts", texts, "--model", tiny_folder), "items of kind text need none: leave --model out"),
         (("--texts", texts, "--limit", "0"), "limit is 0"),
         (("--prompts", texts, "--model", tiny_folder, "--reply-tokens", "0"), "reply-tokens is 0"),
         (("--prompts", texts, "--model", tmp_path / "gone"), "no such model folder"),
         (("--prompts", tmp_path / "gone.txt"), "gone.txt: no such file"),
         (("--dataset", tmp_path / "gone"), "no such folder of a data set"),
+        (("--dataset", "gone/"), "gone/: no such folder of a data set; give one, or a name on the hub"),
+        (("--qa", qa, "--split", "test"), "--split is 'test', and it is for data sets, which are not read here"),
+        (("--texts", texts, "--subset", "x"), "--subset is 'x', and it is for data sets"),
+        (("--qa", qa, "--text-column", "x"), "--text-column is 'x', and it is for texts, which are not read here; lea"),
+        (("--dataset", "x", "--text-column", "x"), "--text-column is 'x'"),
+        (("--texts", texts, "--question-column", "x"), "--question-column is 'x', and it is for questions and prompt"),
+        (("--prompts", texts, "--answer-column", "x"), "--answer-column is 'x', and it is for answers"),
+        (("--prompts", texts, "--reply-tokens", "12"), "--reply-tokens is 12, and it is for --model, which is not"),
+        (("--qa", qa, "--dtype", "float32"), "--dtype is float32, and it is for --model, which is not given; leave"),
     ):
         code, out, err = call("suite", "new", "--out", tmp_path / "s.jsonl", *line)
         assert (code, out) == (2, "") and err.startswith("error: ") and message in err, (line, err)
     assert not (tmp_path / "s.jsonl").exists()
+
+
+def test_a_suite_that_is_there_is_replaced_by_force_alone(tmp_path: Path, call: Any) -> None:
+    texts, out = tmp_path / "t.txt", tmp_path / "s.jsonl"
+    texts.write_text("One.\n\nTwo.\n", encoding="utf-8")
+    assert call("suite", "new", "--texts", texts, "--out", out)[0] == 0
+    before = out.read_bytes()
+    texts.write_text("Three.\n", encoding="utf-8")
+    code, _, err = call("suite", "new", "--texts", texts, "--out", out)
+    assert (code, err) == (
+        2,
+        f"error: --out is {out}, which is there already; give another name, or --force to replace it",
+    )
+    assert out.read_bytes() == before
+    code, shown, _ = call("suite", "new", "--texts", texts, "--out", out, "--force")
+    assert code == 0 and "1 items of kind text" in shown and out.read_bytes() != before
 
 
 @pytest.mark.parametrize("test", ["exact", "joint"])

@@ -388,6 +388,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
     swapped = tiny_tokenizer()
     swapped.chat_template = swapped.chat_template.replace("<|end|>", "<|end|> ")
     swapped.save_pretrained(renamed)
+    silent = tmp_path / "silent"
+    shutil.copytree(folder, silent, ignore=shutil.ignore_patterns("*.jinja"))
+    tiny_tokenizer(chat=False).save_pretrained(silent)
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "typo.toml").write_text('[model]\nbase = "x"\n[data]\ntrain = "t"\n[train]\nlr = 1\nlearning_rte = 1\n')
     (tmp_path / "none.toml").write_text(f'[model]\nbase = "{folder}"\n[data]\ntrain = "{tmp_path}/empty.jsonl"\n')
@@ -400,9 +403,19 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (("baseline", cut, *suite), "weights cannot be read"),
         (("baseline", "./nowhere", *suite), "no such model folder"),
         (("baseline", folder, *suite, "--out", tmp_path), "is a folder"),
+        (("baseline", "./nowhere", *suite, "--out", "/proc/b.jsonl"), "/proc/b.jsonl: cannot be written: No such file"),
+        (("check", "./nowhere", "--baseline", base, *suite, "--out", base), "is a file; give a folder"),
+        (("check", "./nowhere", "--baseline", base, *suite, "--out", base / "run"), f"since {base} is no folder"),
         (("baseline", folder, *suite, "--dtype", "int3"), "dtype is 'int3'"),
         (("check", folder, "--baseline", base), "not on repertoire"),
         (("check", renamed, "--baseline", base, *suite), "another tokenizer or chat template"),
+        (
+            ("check", silent, "--baseline", base, *suite),
+            f"{silent}: its tokenizer has no chat template, and the baseline was asked through that of {folder}; copy "
+            "that one (chat_template.jinja, or chat_template in tokenizer_config.json), or measure the baseline with "
+            "--no-chat",
+        ),
+        (("baseline", silent, *suite, "--chat"), "the tokenizer has no chat template; leave --chat (chat=True) out"),
         (("check", folder, "--baseline", "gone.jsonl", *suite), "gone.jsonl: no such file"),
         (("check", folder, "--baseline", base, *suite, "--alpha", "2"), "alpha is 2"),
         (("power", *suite, "--looks", "0"), "looks is 0"),

@@ -82,8 +82,14 @@ def test_check_as_json(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_check_alone_reads_the_suite(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, "check", suite)
     assert (code, err) == (0, "") and out.startswith("s: 5 items, no error")
-    code, out, _ = call(capsys, "check", suite, "--format", "json", "--strict")
+    code, out, _ = call(capsys, "check", suite, "--format", "json")
     assert code == 0 and json.loads(out)["train"] is None
+    # A pipeline that forgot the training data is not to pass.
+    code, out, err = call(capsys, "check", suite, "--strict")
+    assert (code, out) == (2, "") and err.startswith("error: --strict is for items that are in the training data, and")
+    assert err.endswith("none is given; name it with --train\n")
+    code, out, err = call(capsys, "check", "")
+    assert (code, out) == (2, "") and err.startswith("error: the suite's name is empty; give a .jsonl file")
 
 
 def test_many_leaks_are_cut_in_the_table_and_whole_in_json(

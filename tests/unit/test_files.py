@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 from backslide.errors import InputError, RecordError
-from backslide.files import LONGEST_LINE, dump, read_json, read_lines, read_text, write_json, write_lines, write_text
+from backslide.files import (
+    LONGEST_LINE,
+    check_writable,
+    dump,
+    read_json,
+    read_lines,
+    read_text,
+    write_json,
+    write_lines,
+    write_text,
+    writing,
+)
 
 
 def test_a_write_that_is_killed_leaves_the_old_file_and_nothing_else(
@@ -75,6 +86,8 @@ def test_blank_lines_count_and_a_byte_order_mark_does_not(tmp_path: Path) -> Non
         (b"null\n", r":1: is NoneType"),
         (b"[" * 100_000, r":1: JSON nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", r":1: JSON that cannot be read"),
+        (b'{"a": 1, "b": 2, "a": 3}', r":1: the key 'a' is there twice; leave one out"),
+        (b'{"a": {"b": 1, "b": 1}}', r":1: the key 'b' is there twice"),
         (b'{"a": "\xff"}', r"byte 7 is not UTF-8; save the file as UTF-8"),
     ],
 )
@@ -130,3 +143,36 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         read_text(tmp_path / "none")
     with pytest.raises(InputError, match="is a folder, a file is needed"):
         read_text(tmp_path)
+
+
+def test_what_can_be_written_is_tried_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("old")
+    for name in ("new", "old", "a/b/new"):
+        check_writable(tmp_path / name)
+    check_writable(tmp_path / "run" / "folder", folder=True)
+    check_writable(tmp_path, folder=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["old"] and (tmp_path / "old").read_text() == "old"
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path, folder, says in (
+        (tmp_path / "file" / "a" / "b", False, f"cannot be written, since {tmp_path / 'file'} is no folder; give"),
+        (tmp_path / "file", True, f"cannot be written, since {tmp_path / 'file'} is no folder; give another path"),
+        (Path("/proc/b.jsonl"), False, "cannot be written: No such file or directory; make room, or give another path"),
+        (Path("/proc/b/c.jsonl"), False, "cannot be written: "),
+        (Path("/dev/null"), False, "is no file that can be written anew; give another path"),
+        (tmp_path / ("x" * 250), False, "cannot be written: File name too long"),
+    ):
+        with pytest.raises(RecordError) as bad:
+            check_writable(path, RecordError, folder=folder)
+        assert str(bad.value).startswith(f"{path}: {says}") and "\n" not in str(bad.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_that_fails_names_path_and_reason(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RecordError, match="f: cannot be written: No space left on device; make room, or give another"),
+        writing(tmp_path / "f", RecordError),
+    ):
+        raise OSError(28, "No space left on device")

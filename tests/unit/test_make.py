@@ -197,6 +197,7 @@ def test_csv_is_read_with_lists_quotes_and_line_breaks(tmp_path: Path) -> None:
         ("a.jsonl", '{"question": "Wh\\ud800?", "answer": "Ann"}\n', ":1: prompt is 'Wh\\ud800?', which holds half a"),
         ("a.jsonl", '{"question": \n', ":1: not JSON"),
         ("a.parquet", "PAR1", ": the name ends in '.parquet'; give a .jsonl, .csv or .tsv file"),
+        ("a.json", "[]", ": JSON Lines is needed, one object a line, in a file whose name ends in .jsonl"),
     ],
 )  # fmt: skip
 def test_bad_files_are_named_with_the_line(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -76,8 +76,9 @@ def written(tmp_path: Path, text: str) -> Path:
         (changed(prompt="\ud83d"), "prompt is .* half a surrogate pair"),
         (changed(choices=["x", "\ud83d"]), "choices is .* half a surrogate pair"),
         (changed(choices=["x"]), "choices has 1 entries, at least 2 needed"),
-        (changed(choices=["x", "x"]), "choices has 'x' twice"),
-        (changed(choices=["x", " "]), "choices has an empty entry"),
+        (changed(choices=["x", "x"]), r"choices has 'x' twice, at 0 and 1 \(from 0\); change one, or leave it out"),
+        (changed(choices=["x", "y", " x"]), r"choices has 'x' twice, white space aside, at 0 and 2 \(from 0\); change"),
+        (changed(choices=["x", " "]), r"choices has ' ' at 1 \(from 0\), which is empty; fill it in, or leave it out"),
         (changed(choices="xy"), "choices is 'xy', a list of texts is needed"),
         (changed(choices=["x", 2]), r"choices is \['x', 2\], a list of texts is needed"),
         (changed(cluster=""), "cluster is empty"),
@@ -155,14 +156,18 @@ def test_a_folder_is_one_suite_and_ids_are_unique_over_its_files(tmp_path: Path)
     suite = Suite.load(tmp_path)
     assert [item.id for item in suite.items] == ["1", "2"] and suite.name == tmp_path.name
     (tmp_path / "c.jsonl").write_text(changed(id="1"))
-    with pytest.raises(SuiteError, match=r"c\.jsonl:1: the id '1' was used before, at .*a\.jsonl:1"):
+    with pytest.raises(
+        SuiteError, match=r"c\.jsonl:1: the id '1' was used before, at .*a\.jsonl:1; give each item an id of"
+    ):
         Suite.load(tmp_path)
 
 
 def test_items_made_in_python_are_checked_too() -> None:
     with pytest.raises(SuiteError, match="gold is 2"):
         choice(gold=2)
-    with pytest.raises(SuiteError, match="the id 'a' is used more than once"):
+    with pytest.raises(
+        SuiteError, match="the id 'a' is used more than once; give each item an id of its own, or leave"
+    ):
         Suite("s", (choice("a"), choice("b"), choice("a")))
     with pytest.raises(AttributeError):
         choice().gold = 1  # type: ignore[misc]
@@ -366,3 +371,28 @@ def test_matching_takes_any_text(reply: str, match: Match) -> None:
 def test_a_number_is_found_however_it_is_grouped(value: int, around: str) -> None:
     assert numbers(f"{around} {value:,} {around}") == [value]
     assert matches(f"{around} {value:,}.", [str(value)], "number")
+
+
+def test_a_suite_that_cannot_be_saved_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SuiteError, match=r"s.jsonl: cannot be written: File exists; make room, or give another path"):
+        Suite("s", (choice("a"),)).save(tmp_path / "file" / "s.jsonl")
+
+
+def test_choices_may_differ_in_case_alone() -> None:
+    assert choice("a", choices=("pole", "Pole")).choices == ("pole", "Pole")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("", "the suite's name is empty; give a .jsonl file, a folder of them, 'repertoire' or 'lm-eval:TASK'"),
+        ("repertoire:0", "repertoire:0: a number of items a capability is needed, such as repertoire:50"),
+        ("repertoire:-1", "repertoire:-1: a number of items a capability is needed"),
+        ("repertoire:" + "9" * 5000, "9: a number of items a capability is needed"),
+    ],
+)
+def test_names_that_name_no_suite(name: str, says: str) -> None:
+    with pytest.raises(SuiteError) as bad:
+        Suite.load(name)
+    assert says in str(bad.value)

@@ -9,7 +9,6 @@ from typing import Annotated, Any, cast
 import typer
 
 from backslide.cli.options import (
-    DtypeOption,
     FewshotOption,
     Format,
     FormatOption,
@@ -20,6 +19,7 @@ from backslide.cli.options import (
 )
 from backslide.cli.screen import Screen
 from backslide.errors import ConfigError
+from backslide.files import check_writable
 
 SHOWN = 100
 """Places that the table lists."""
@@ -41,12 +41,18 @@ class Kind(str, enum.Enum):
 @suite_app.command("new")
 def suite_new(
     qa: Annotated[Path | None, typer.Option(help="Questions with answers: .jsonl, .csv or .tsv.")] = None,
-    texts: Annotated[Path | None, typer.Option(help="Texts: .txt (paragraphs), .jsonl, .csv or .tsv.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts: .txt (a line each), .jsonl, .csv or .tsv.")] = None,
+    texts: Annotated[Path | None, typer.Option(help="Texts: .txt or .md (paragraphs), .jsonl, .csv or .tsv.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts: .txt or .md (a line each), .jsonl, .csv or .tsv.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="A Hugging Face data set: hub name or folder.")] = None,
     model: Annotated[str | None, typer.Option(help="With --prompts: the base model, whose replies are kept.")] = None,
     kind: Annotated[
-        Kind | None, typer.Option(help="Items to make of --qa (answer or choice) or --dataset; default: answer.")
+        Kind | None,
+        typer.Option(
+            help="Items to make of --qa (answer or choice) or --dataset; default: choice where it has choices, else "
+            "answer."
+        ),
     ] = None,
     capability: Annotated[str | None, typer.Option(help="Name of the capability; default: that of the source.")] = None,
     out: Annotated[Path, typer.Option(help="The suite's file.")] = Path("suite.jsonl"),
@@ -56,8 +62,14 @@ def suite_new(
     split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
     subset: Annotated[str | None, typer.Option(help="Subset (configuration) of the data set.")] = None,
     limit: Annotated[int | None, typer.Option(help="Keep so many items at most, chosen by hash.")] = None,
-    reply_tokens: Annotated[int, typer.Option(help="With --model: tokens of a reply at most.")] = 64,
-    dtype: DtypeOption = "auto",
+    reply_tokens: Annotated[
+        int | None, typer.Option(help="With --model: tokens of a reply at most.", show_default="64")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="With --model: auto, float32, bfloat16 or float16.", show_default="auto"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the suite that --out names.")] = False,
     form: FormatOption = Format.text,
 ) -> None:
     """Make a suite of your own material: no answers needed with --prompts and --model."""
@@ -67,14 +79,17 @@ def suite_new(
         said = " and ".join(given) or "nothing"
         raise ConfigError(f"a suite is made of one source, {said} is given; give one of {', '.join(files)}, --dataset")
     allowed = {"--qa": ("answer", "choice"), "--texts": ("text",), "--prompts": ("open",)}.get(given[0])
-    chosen = kind.value if kind is not None else (allowed or ("answer",))[0]
-    if allowed is not None and chosen not in allowed:
+    chosen = kind.value if kind is not None else {"--texts": "text", "--prompts": "open"}.get(given[0])
+    if allowed is not None and chosen is not None and chosen not in allowed:
         raise ConfigError(f"{given[0]} makes items of kind {' or '.join(allowed)}, not {chosen}; leave --kind out")
     file = files.get(given[0])
     if file is not None and out.exists() and out.resolve() == file.resolve():
         raise ConfigError(f"--out is {out}, the very file that is read; give the suite another name")
     if out.is_dir():
         raise ConfigError(f"--out is {out}, a folder; give a file, such as {out / 'suite.jsonl'}")
+    if out.exists() and not force:
+        raise ConfigError(f"--out is {out}, which is there already; give another name, or --force to replace it")
+    check_writable(out, ConfigError)
     from backslide.own import Source, make_suite
 
     source = Source(
@@ -179,6 +194,10 @@ def suite_check(
     form: FormatOption = Format.text,
 ) -> None:
     """Read a suite, and list its items that are in the training data; with --strict these end it with exit code 1."""
+    if strict and train is None:
+        raise ConfigError(
+            "--strict is for items that are in the training data, and none is given; name it with --train"
+        )
     from backslide.data import passages
     from backslide.report.suites import leaks_table
     from backslide.suite.leakage import counted, find_leaks

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from backslide.errors import ConfigError, InputError, RecordError
+from backslide.files import check_writable
 from backslide.record import Record
 from backslide.rundir import RunFolder
 
@@ -53,6 +54,8 @@ class Place:
                 )
         elif self.out.is_dir() and any(path.name != RECORDS for path in self.out.iterdir()):
             raise ConfigError(f"{self.out}: is not empty, and no repair; give another folder with --out")
+        if self.outcome is None:
+            check_writable(self.out, ConfigError, folder=True)
 
     @property
     def outcome(self) -> str | None:

@@ -80,7 +80,7 @@ class Scorer:
                 raise ModelError(f"the model has an adapter of type {kind}, which cannot be scored; use LoRA")
         has_template = bool(getattr(tokenizer, "chat_template", None))
         if settings.chat and not has_template:
-            raise ModelError("the tokenizer has no chat template; leave the option out, or set one")
+            raise ModelError("the tokenizer has no chat template; leave --chat (chat=True) out, or set one")
         chat = has_template if settings.chat is None else settings.chat
         framed = any(item.kind in ("choice", "answer", "open") for item in suite.items)
         if not has_template and framed:

@@ -26,7 +26,7 @@ import difflib
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -92,13 +92,14 @@ class Item:
             raise SuiteError(f"{field} is {shown(value)}, a list of texts is needed")
         if len(value) < at_least:
             raise SuiteError(f"{field} has {len(value)} entries, at least {at_least} needed")
-        for entry in value:
+        for place, entry in enumerate(value):
             if not (entry if blank else entry.strip()):
-                raise SuiteError(f"{field} has an empty entry")
+                raise SuiteError(
+                    f"{field} has {shown(entry)} at {place} (from 0), which is empty; fill it in, or leave it out"
+                )
             _encodable(field, entry)
         if len(set(value)) < len(value):
-            twice = next(v for i, v in enumerate(value) if v in value[:i])
-            raise SuiteError(f"{field} has {shown(twice)} twice")
+            _different(field, value)
         object.__setattr__(self, field, tuple(value))
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,6 +127,8 @@ class ChoiceItem(Item):
         Item.__post_init__(self)
         self._text("prompt")
         self._texts("choices", at_least=2)
+        # Such choices look alike, and at most one of them is right. Case may be the point of a question.
+        _different("choices", [choice.strip() for choice in self.choices], ", white space aside")
         if not isinstance(self.gold, int) or isinstance(self.gold, bool):
             raise SuiteError(f"gold is {shown(self.gold)}, the index of a choice is needed")
         if not 0 <= self.gold < len(self.choices):
@@ -324,6 +327,15 @@ def item_from_dict(row: Mapping[str, Any]) -> Item:
         if name not in row and field.default is dataclasses.MISSING:
             raise SuiteError(f"has no {name}, which an item of kind {kind} needs")
     return cls(**{key: value for key, value in row.items() if key != "kind"})
+
+
+def _different(field: str, values: Sequence[str], aside: str = "") -> None:
+    places: dict[str, int] = {}
+    for place, value in enumerate(values):
+        if value in places:
+            both = f"{places[value]} and {place} (from 0)"
+            raise SuiteError(f"{field} has {shown(value)} twice{aside}, at {both}; change one, or leave it out")
+        places[value] = place
 
 
 def _encodable(field: str, value: str) -> None:

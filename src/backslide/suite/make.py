@@ -6,29 +6,32 @@ An item's id is a hash of its content, so an item keeps its id, and with it its 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from backslide.errors import SuiteError
+from backslide.suite.distractors import DISTRACTORS, digest, distractors, pools_of, type_of
 from backslide.suite.item import AnswerItem, ChoiceItem, Item, Match, OpenItem, TextItem
-from backslide.suite.matching import fold, matches, numbers
-from backslide.suite.sources import ANSWER_COLUMNS, QUESTION_COLUMNS, TEXT_COLUMNS, Row, answers_of, column, text_of
+from backslide.suite.layouts import (
+    QUESTION_COLUMNS,
+    TEXT_COLUMNS,
+    Layout,
+    answers_of,
+    column,
+    offered,
+    right_choices,
+    text_of,
+    unread,
+)
+from backslide.suite.matching import fold
+from backslide.suite.sources import Row
 from backslide.suite.suite import Suite
 
 LONGEST = 20_000
 """Characters of a prompt or text; longer ones are left out, and said."""
 LONGEST_ANSWER = 200
 """Characters of an accepted answer of kind `answer`: no model repeats a longer one word for word."""
-DISTRACTORS = 3
-"""Wrong choices of a `choice` item."""
-POOL = 400
-"""Answers of one type from which distractors are drawn, where there are more: those with the smallest hash."""
-
-_NUMBER = re.compile(r"[-−+]?[$€£]?\d[\d,]*(\.\d+)?\s?%?")
-_YES_NO = frozenset(("yes", "no", "true", "false"))
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Made:
         """
         if limit is None or len(self.items) <= limit:
             return self
-        kept = {item.id for item in sorted(self.items, key=lambda item: _hash("limit", item.id))[:limit]}
+        kept = {item.id for item in sorted(self.items, key=lambda item: digest("limit", item.id))[:limit]}
         note = f"{limit} of {len(self.items)} items are kept, as asked"
         return Made(tuple(item for item in self.items if item.id in kept), (*self.notes, note))
 
@@ -76,55 +79,108 @@ def from_qa(
     rows: Sequence[Row],
     capability: str,
     *,
-    kind: Literal["answer", "choice"] = "answer",
+    kind: Literal["answer", "choice"] | None = None,
     question: str | None = None,
     answer: str | None = None,
 ) -> Made:
-    """Items from questions with their accepted answers.
+    """Items from questions with their accepted answers, in one of the layouts of `backslide.suite.layouts`.
 
     Kind `answer`: replies are matched as `number` where all accepted answers of the item are numbers, else as
-    `contains`. Kind `choice`: the first accepted answer among three distractors, which are drawn from the other rows'
-    answers of the same type and similar length, by a hash of question and answer: an item's distractors change only
-    where an added answer comes before them in that order.
+    `contains`. Kind `choice`: the row's own choices; where it has none the first accepted answer among three
+    distractors, which are drawn from the other rows' answers of the same type and similar length, by a hash of
+    question and answer: an item's distractors change only where an added answer comes before them in that order.
+
+    A passage stands in front of its question, and is the cluster of its items.
 
     Args:
         rows: at least one.
         capability: of the items.
-        kind: of the items.
+        kind: of the items; None: `choice` where the rows have choices, else `answer`.
         question: column with the question; None: the first usual name that is there.
         answer: column with the answer or the list of accepted answers; None: likewise.
 
     Raises:
-        SuiteError: a column is missing or of the wrong type, or there are too few other answers for distractors.
+        SuiteError: a column is missing or of the wrong type, an answer is none of the choices, or there are too few
+            other answers for distractors.
     """
-    asks = column(list(rows), question, QUESTION_COLUMNS, "--question-column")
-    says = column(list(rows), answer, ANSWER_COLUMNS, "--answer-column")
+    layout = Layout.of(rows, question=question, answer=answer)
+    kind = kind or ("choice" if layout.choices is not None else "answer")
     out = _LeftOut()
-    asked: dict[str, tuple[str, ...]] = {}
-    good: list[tuple[Row, str, tuple[str, ...]]] = []
-    for row in rows:
-        prompt = text_of(row, asks)
-        answers = tuple(answer for answer in answers_of(row, says) if fold(answer))  # "." is none
-        if not prompt or not answers:
-            out.add(f"the {'question' if not prompt else 'answer'} is empty", row.place)
+    good = _questions(rows, layout, kind, out)
+    notes: tuple[str, ...] = ()
+    items: list[Item] = []
+    if kind == "choice":
+        if layout.choices is None:
+            good, notes = _with_distractors(good)
+        items += [_choice_item(capability, asked) for asked in good]
+    else:
+        items += [_answer_item(capability, asked) for asked in good]
+    return Made(tuple(items), (*layout.unread(rows), *out.notes, *notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What a row asks."""
+
+    row: Row
+    prompt: str
+    answers: tuple[str, ...]
+    passage: str
+    """With which the prompt begins; it may be empty."""
+    choices: tuple[str, ...]
+    gold: int
+    own: tuple[str, ...] = ()
+    """Choices that the row itself has: they are part of what is asked, drawn ones are not."""
+
+
+def _questions(
+    rows: Sequence[Row], layout: Layout, kind: Literal["answer", "choice"], out: _LeftOut
+) -> list[_Question]:
+    chosen = _chosen(rows, layout)
+    asked: dict[tuple[str, ...], tuple[str, ...]] = {}
+    good: list[_Question] = []
+    for number, row in enumerate(rows):
+        prompt, passage = layout.prompt_of(row)
+        said = answers_of(row, layout.answer or "")
+        choices, gold = chosen.get(number, ((), 0)) if chosen is not None else ((), 0)
+        answers = (choices[gold],) if choices else said if chosen is None else ()
+        if kind == "answer" or chosen is None:
+            choices, answers = (), tuple(answer for answer in answers if fold(answer))  # "." is none
+        # Which of these is true? One question may stand over many sets of choices.
+        key = (fold(prompt), *sorted(map(fold, choices)))
+        if not prompt or not said:
+            out.add(f"the {'answer' if prompt else 'question'} is empty", row.place)
+        elif chosen is not None and number not in chosen:
+            out.add("there are fewer than two choices, or one is empty or there twice", row.place)
+        elif not answers:
+            out.add("the answer is empty", row.place)
         elif len(prompt) > LONGEST:
             out.add(f"the question is longer than {LONGEST:,} characters", row.place)
         elif kind == "answer" and min(map(len, answers)) > LONGEST_ANSWER:
             out.add(f"the answer is longer than {LONGEST_ANSWER} characters, to be matched in a reply", row.place)
-        elif (before := asked.get(fold(prompt))) is not None:
+        elif (before := asked.get(key)) is not None:
             same = sorted(map(fold, before)) == sorted(map(fold, answers))
             out.add("the question was there before" + ("" if same else ", with another answer"), row.place)
         else:
-            asked[fold(prompt)] = answers
-            good.append((row, prompt, answers))
-    if kind == "answer":
-        items = []
-        for row, prompt, answers in good:
-            with _at(row):
-                items.append(_answer_item(capability, prompt, answers))
-        return Made(tuple(items), out.notes)
-    chosen, notes = _choice_items(good, capability)
-    return Made(tuple(chosen), (*out.notes, *notes))
+            asked[key] = answers
+            good.append(_Question(row, prompt, answers, passage, choices, gold, own=choices))
+    return good
+
+
+def _chosen(rows: Sequence[Row], layout: Layout) -> dict[int, tuple[tuple[str, ...], int]] | None:
+    """Choices and the index of the right one, by the number of the row, of rows with usable ones; None where the
+    layout has no choices.
+    """
+    if layout.choices is None:
+        return None
+    offers = {number: offered(row, layout) for number, row in enumerate(rows)}
+    usable = {
+        number: offer
+        for number, offer in offers.items()
+        if offer.said and len(offer.texts) > 1 and all(offer.texts) and len(set(offer.texts)) == len(offer.texts)
+    }
+    right = right_choices(list(usable.values()), layout.answer or "")
+    return {number: (offer.texts, gold) for (number, offer), gold in zip(usable.items(), right, strict=True)}
 
 
 def from_texts(rows: Sequence[Row], capability: str, *, text: str | None = None) -> Made:
@@ -132,35 +188,37 @@ def from_texts(rows: Sequence[Row], capability: str, *, text: str | None = None)
 
     Raises `SuiteError` where the column is missing or holds no text.
     """
-    name = column(list(rows), text, TEXT_COLUMNS, "--text-column")
-    kept, notes = _distinct(rows, name, "text")
+    name = column(rows, text, TEXT_COLUMNS, "--text-column")
+    out = _LeftOut()
     made = []
-    for row, said in kept:
+    for row, said, _ in _distinct(((row, text_of(row, name), "") for row in rows), "text", out):
         with _at(row):
             made.append(TextItem(id=_id(capability, said), capability=capability, text=said))
-    return Made(tuple(made), notes)
+    return Made(tuple(made), (*unread(rows, (name,)), *out.notes))
 
 
 def from_prompts(rows: Sequence[Row], capability: str, *, prompt: str | None = None) -> Made:
     """Items of kind `open`, without a reference, from rows with a prompt column; None: the first usual name.
 
+    A passage stands in front of its prompt, and is the cluster of its items; the input of an instruction follows it.
+
     Raises `SuiteError` where the column is missing or holds no text.
     """
-    name = column(list(rows), prompt, ("prompt", *QUESTION_COLUMNS), "--question-column")
-    kept, notes = _distinct(rows, name, "prompt")
-    made = []
-    for row, said in kept:
-        with _at(row):
-            made.append(OpenItem(id=_id(capability, said), capability=capability, prompt=said))
-    return Made(tuple(made), notes)
-
-
-def _distinct(rows: Iterable[Row], name: str, noun: str) -> tuple[list[tuple[Row, str]], tuple[str, ...]]:
+    layout = Layout.of(rows, question=prompt, usual=("prompt", *QUESTION_COLUMNS), answers=False)
     out = _LeftOut()
+    made = []
+    for row, said, passage in _distinct(((row, *layout.prompt_of(row)) for row in rows), "prompt", out):
+        with _at(row):
+            made.append(
+                OpenItem(id=_id(capability, said), capability=capability, cluster=_passage(passage), prompt=said)
+            )
+    return Made(tuple(made), (*layout.unread(rows), *out.notes))
+
+
+def _distinct(said_by: Iterable[tuple[Row, str, str]], noun: str, out: _LeftOut) -> Iterator[tuple[Row, str, str]]:
+    """Rows, each with its text and what else is known of it, without those that are empty, too long or repeated."""
     seen: set[str] = set()
-    kept = []
-    for row in rows:
-        said = text_of(row, name)
+    for row, said, more in said_by:
         if not said:
             out.add(f"the {noun} is empty", row.place)
         elif len(said) > LONGEST:
@@ -169,115 +227,67 @@ def _distinct(rows: Iterable[Row], name: str, noun: str) -> tuple[list[tuple[Row
             out.add(f"the {noun} was there before", row.place)
         else:
             seen.add(fold(said))
-            kept.append((row, said))
-    return kept, out.notes
+            yield row, said, more
 
 
-def _answer_item(capability: str, prompt: str, answers: tuple[str, ...]) -> AnswerItem:
-    match: Match = "number" if all(_type(answer) == "number" for answer in answers) else "contains"
-    short = tuple(answer for answer in answers if len(answer) <= LONGEST_ANSWER)
-    return AnswerItem(
-        id=_id(capability, prompt, *answers), capability=capability, prompt=prompt, answers=short, match=match
-    )
+def _answer_item(capability: str, asked: _Question) -> AnswerItem:
+    match: Match = "number" if all(type_of(answer) == "number" for answer in asked.answers) else "contains"
+    short = tuple(answer for answer in asked.answers if len(answer) <= LONGEST_ANSWER)
+    with _at(asked.row):
+        return AnswerItem(
+            id=_id(capability, asked.prompt, *asked.answers),
+            capability=capability,
+            cluster=_passage(asked.passage),
+            prompt=asked.prompt,
+            answers=short,
+            match=match,
+        )
 
 
-def _choice_items(
-    good: Sequence[tuple[Row, str, tuple[str, ...]]], capability: str
-) -> tuple[list[ChoiceItem], tuple[str, ...]]:
-    pools = _pools(answer for _, _, answers in good for answer in answers[:1])
+def _choice_item(capability: str, asked: _Question) -> ChoiceItem:
+    # The kind is in the hash: a question may be asked in both ways in one suite. It then stays in one half.
+    question = _id(capability, asked.prompt, *asked.answers)
+    with _at(asked.row):
+        return ChoiceItem(
+            id=_id(capability, "choice", asked.prompt, *asked.answers, *asked.own),
+            capability=capability,
+            cluster=_passage(asked.passage) or question,
+            prompt=asked.prompt,
+            choices=asked.choices,
+            gold=asked.gold,
+        )
+
+
+def _with_distractors(good: Sequence[_Question]) -> tuple[list[_Question], tuple[str, ...]]:
+    """The questions with drawn choices, and what is to be said of them."""
+    pools = pools_of(answer for asked in good for answer in asked.answers[:1])
     different = sum(map(len, pools.values()))
     if good and different <= DISTRACTORS:
         raise SuiteError(
-            f"{good[0][0].place}: the file has {different} different answers, and a choice item needs one right and "
+            f"{good[0].row.place}: the file has {different} different answers, and a choice item needs one right and "
             f"{DISTRACTORS} wrong ones; add rows, or make items of kind answer (--kind answer)"
         )
-    items: list[ChoiceItem] = []
+    found: list[_Question] = []
     other: list[str] = []
-    for row, prompt, answers in good:
-        wrong, alike = _distractors(prompt, answers, pools)
+    for asked in good:
+        wrong, alike = distractors(asked.prompt, asked.answers, pools)
         if len(wrong) < DISTRACTORS:
             raise SuiteError(
-                f"{row.place}: only {len(wrong)} of the other answers are wrong here, {DISTRACTORS} are needed; add "
-                "rows with other answers, or make items of kind answer (--kind answer)"
+                f"{asked.row.place}: only {len(wrong)} of the other answers are wrong here, {DISTRACTORS} are needed; "
+                "add rows with other answers, or make items of kind answer (--kind answer)"
             )
         if not alike:
-            other.append(row.place)
-        choices = sorted((answers[0], *wrong), key=lambda choice: _hash("order", prompt, choice))
-        with _at(row):
-            items.append(
-                ChoiceItem(
-                    id=_id(capability, prompt, *answers),
-                    capability=capability,
-                    prompt=prompt,
-                    choices=tuple(choices),
-                    gold=choices.index(answers[0]),
-                )
-            )
+            other.append(asked.row.place)
+        right = asked.answers[0]
+        choices = tuple(sorted((right, *wrong), key=lambda choice: digest("order", asked.prompt, choice)))
+        found.append(replace(asked, choices=choices, gold=choices.index(right)))
     notes: tuple[str, ...] = ()
     if other:
         notes = (
             f"{len(other)} item{'s have' if len(other) > 1 else ' has'} distractors of another type or length than "
             f"the answer, the first is {other[0]}; such items are easy: more rows of the same kind would help",
         )
-    return items, notes
-
-
-def _pools(answers: Iterable[str]) -> dict[str, list[str]]:
-    """Different answers by type, at most `POOL` of a type."""
-    distinct: dict[str, str] = {}
-    for answer in answers:
-        distinct.setdefault(fold(answer), answer)
-    pools: dict[str, list[str]] = {}
-    for answer in sorted(distinct.values(), key=lambda answer: _hash("pool", fold(answer))):
-        pool = pools.setdefault(_type(answer), [])
-        if len(pool) < POOL:
-            pool.append(answer)
-    return pools
-
-
-def _distractors(prompt: str, answers: tuple[str, ...], pools: dict[str, list[str]]) -> tuple[list[str], bool]:
-    """Wrong choices, and whether all are of the answer's type and of similar length."""
-    gold = answers[0]
-    same = pools.get(_type(gold), [])
-    # Nearest first: same type and length, same type, anything.
-    tiers = (
-        [answer for answer in same if _similar(gold, answer)],
-        same,
-        [answer for pool in pools.values() for answer in pool],
-    )
-    found: list[str] = []
-    alike = True
-    for number, tier in enumerate(tiers):
-        for answer in sorted(tier, key=lambda answer: _hash(prompt, answer)):
-            if len(found) == DISTRACTORS:
-                return found, alike
-            if answer not in found and not any(_equal(answer, right) for right in (*answers, *found)):
-                found.append(answer)
-                alike = alike and number == 0
-    return found, alike
-
-
-def _equal(a: str, b: str) -> bool:
-    """Whether the one is right where the other is: equal after folding, the same number, or words of the other."""
-    if _type(a) == _type(b) == "number":
-        return numbers(a)[-1:] == numbers(b)[-1:]
-    return fold(a) == fold(b) or matches(a, [b], "contains") or matches(b, [a], "contains")
-
-
-def _similar(a: str, b: str) -> bool:
-    short, long = sorted((len(a), len(b)))
-    return long <= 2 * short or long - short <= 4
-
-
-def _type(answer: str) -> str:
-    """What sort of answer it is, so that a number stands among numbers and a name among names."""
-    if _NUMBER.fullmatch(answer):
-        return "number"
-    if fold(answer) in _YES_NO:
-        return "yes or no"
-    if any(character.isdigit() for character in answer):
-        return "with digits"
-    return "name" if answer[:1].isupper() else "words"
+    return found, notes
 
 
 @contextlib.contextmanager
@@ -289,9 +299,10 @@ def _at(row: Row) -> Iterator[None]:
         raise SuiteError(f"{row.place}: {bad}") from None
 
 
+def _passage(text: str) -> str | None:
+    """Name of the cluster of what is asked about a passage, whatever the capability is called."""
+    return f"passage/{digest(text)[:12]}" if text else None
+
+
 def _id(capability: str, *content: str) -> str:
-    return f"{capability}/{_hash(*content)[:12]}"
-
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{capability}/{digest(*content)[:12]}"

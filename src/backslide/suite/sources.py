@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backslide.errors import SuiteError
-from backslide.files import read_lines, read_text
+from backslide.files import LONGEST_LINE, read_lines, text_lines
 
-QUESTION_COLUMNS = ("question", "prompt", "query", "instruction", "input")
-"""Usual names of the column with the question, in the order in which they are looked for."""
-ANSWER_COLUMNS = ("answer", "answers", "target", "output", "response", "completion")
-TEXT_COLUMNS = ("text", "content")
+TABLES = (".jsonl", ".csv", ".tsv")
+"""Endings of files with rows under names, in small letters or large."""
+TEXTS = (".txt", ".md", "")
+"""Endings of plain text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises `SuiteError` naming file and line; another ending than `.jsonl`, `.csv` or `.tsv` is refused.
     """
     path = Path(path)
-    if path.suffix == ".jsonl":
-        rows = [Row(f"{path}:{number}", row) for number, row in read_lines(path, SuiteError)]
-    elif path.suffix in (".csv", ".tsv"):
-        rows = list(_read_csv(path))
-    else:
-        raise SuiteError(f"{path}: the name ends in {path.suffix!r}; give a .jsonl, .csv or .tsv file")
-    return _some(path, rows)
+    ending = path.suffix.lower()
+    if ending not in TABLES:
+        raise _other_ending(path, TABLES)
+    if ending == ".jsonl":
+        return _some(path, [Row(f"{path}:{number}", row) for number, row in read_lines(path, SuiteError)])
+    with _long_cells():
+        return _some(path, list(_read_csv(path, "\t" if ending == ".tsv" else ",")))
 
 
 def read_texts(path: str | Path) -> list[Row]:
@@ -49,18 +49,7 @@ def read_texts(path: str | Path) -> list[Row]:
     Raises `SuiteError` as `read_rows` does.
     """
     path = Path(path)
-    if path.suffix in (".jsonl", ".csv", ".tsv"):
-        return read_rows(path)
-    rows: list[Row] = []
-    lines: list[str] = []
-    # One blank line more, so that the last paragraph ends as the others do.
-    for number, line in enumerate((*read_text(path, SuiteError).split("\n"), ""), start=1):
-        if line.strip():
-            lines.append(line.rstrip())
-        elif lines:
-            rows.append(Row(f"{path}:{number - len(lines)}", {"text": "\n".join(lines)}))
-            lines = []
-    return _some(path, rows)
+    return read_rows(path) if _is_table(path) else _some(path, list(_paragraphs(path)))
 
 
 def read_prompts(path: str | Path) -> list[Row]:
@@ -69,63 +58,43 @@ def read_prompts(path: str | Path) -> list[Row]:
     Raises `SuiteError` as `read_rows` does.
     """
     path = Path(path)
-    if path.suffix in (".jsonl", ".csv", ".tsv"):
+    if _is_table(path):
         return read_rows(path)
-    lines = enumerate(read_text(path, SuiteError).split("\n"), start=1)
+    lines = text_lines(path, SuiteError)
     return _some(path, [Row(f"{path}:{number}", {"prompt": line.strip()}) for number, line in lines if line.strip()])
 
 
-def column(rows: list[Row], given: str | None, usual: tuple[str, ...], option: str) -> str:
-    """Name of the column to read: the one given, else the first of the usual names that the first row has.
-
-    Raises `SuiteError` naming the columns that there are.
-    """
-    first = rows[0]
-    wanted = usual if given is None else (given,)
-    found = next((name for name in wanted if name in first.values), None)
-    if found is None:
-        looked = f"no column {given!r}" if given is not None else f"none of the columns {', '.join(usual)}"
-        there = ", ".join(map(str, first.values)) or "nothing"
-        raise SuiteError(f"{first.place}: has {looked}, only {there}; name one of these with {option}")
-    return found
+def _is_table(path: Path) -> bool:
+    """Whether a file has rows under names and is no plain text; any other ending is refused."""
+    ending = path.suffix.lower()
+    if ending not in (*TABLES, *TEXTS):
+        raise _other_ending(path, (".txt", ".md", *TABLES))
+    return ending in TABLES
 
 
-def text_of(row: Row, name: str) -> str:
-    """The text in a column, without white space around it; empty where it is empty.
-
-    Raises `SuiteError` where the column is missing or holds no text.
-    """
-    value = row.values.get(name)
-    if value is None and name not in row.values:
-        raise SuiteError(f"{row.place}: has no {name}, which the rows before it have; add it")
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise SuiteError(f"{row.place}: {name} is {_shown(value)}, text is needed")
-    return value.strip()
+def _other_ending(path: Path, known: tuple[str, ...]) -> SuiteError:
+    if path.suffix.lower() in (".json", ".ndjson"):
+        return SuiteError(f"{path}: JSON Lines is needed, one object a line, in a file whose name ends in .jsonl")
+    names = f"{', '.join(known[:-1])} or {known[-1]}"
+    return SuiteError(f"{path}: the name ends in {path.suffix!r}; give a {names} file")
 
 
-def answers_of(row: Row, name: str) -> tuple[str, ...]:
-    """The accepted answers in a column: a text, a number, or a list of them; each once, empty ones left out.
-
-    In a CSV file a cell that holds a JSON list of texts or numbers is such a list. A dictionary with a list `text`,
-    as in SQuAD, is read as that list.
-
-    Raises `SuiteError` where the column is missing or holds something else.
-    """
-    value = row.values.get(name)
-    if value is None and name not in row.values:
-        raise SuiteError(f"{row.place}: has no {name}, which the rows before it have; add it")
-    if isinstance(value, Mapping) and isinstance(value.get("text"), list):
-        value = value["text"]
-    found: dict[str, None] = {}
-    for entry in value if isinstance(value, (list, tuple)) else [value]:
-        if isinstance(entry, bool) or not isinstance(entry, (str, int, float, type(None))):
-            raise SuiteError(f"{row.place}: {name} is {_shown(value)}; text, a number or a list of them is needed")
-        said = "" if entry is None else str(entry).strip()
-        if said:
-            found[said] = None
-    return tuple(found)
+def _paragraphs(path: Path) -> Iterator[Row]:
+    lines: list[str] = []
+    first = size = 0
+    for number, line in text_lines(path, SuiteError):
+        if line.strip():
+            first, size = (first, size + len(line)) if lines else (number, len(line))
+            if size > LONGEST_LINE:
+                raise SuiteError(
+                    f"{path}:{first}: the paragraph is longer than {LONGEST_LINE >> 20} MiB; part it by blank lines"
+                )
+            lines.append(line.rstrip())
+        elif lines:
+            yield Row(f"{path}:{first}", {"text": "\n".join(lines)})
+            lines = []
+    if lines:
+        yield Row(f"{path}:{first}", {"text": "\n".join(lines)})
 
 
 def _some(path: Path, rows: list[Row]) -> list[Row]:
@@ -134,10 +103,18 @@ def _some(path: Path, rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
-    # newline="" leaves line breaks inside quotes to the reader, as the csv module wants it.
-    text = io.StringIO(read_text(path, SuiteError), newline="")
-    reader = csv.reader(text, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+    """Cells as long as lines of JSON Lines inside: the csv module's own limit, one for the process, is 128 KiB."""
+    before = csv.field_size_limit(LONGEST_LINE)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
+    reader = csv.reader(_broken(text_lines(path, SuiteError)), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     line = 1
     try:
@@ -158,7 +135,17 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 )
             yield Row(place, {name: _cell(cell) for name, cell in zip(header, cells, strict=True)})
     except csv.Error as bad:
-        raise SuiteError(f"{path}:{line}: not CSV: {bad}") from None
+        why = f"not CSV: {bad}"
+        if "field limit" in str(bad):
+            why = f"a cell is longer than {LONGEST_LINE >> 20} MiB; close the double quotes that it begins with"
+        raise SuiteError(f"{path}:{line}: {why}") from None
+
+
+def _broken(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
+    # A cell in quotes may go over several lines; some old programs break lines by a carriage return alone.
+    for _, line in lines:
+        for part in line.split("\r"):
+            yield part + "\n"
 
 
 def _cell(cell: str) -> Any:
@@ -171,8 +158,3 @@ def _cell(cell: str) -> Any:
         if isinstance(value, list) and all(isinstance(v, (str, int, float)) and v is not True for v in value):
             return value
     return cell
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from backslide.errors import SuiteError, shown
-from backslide.files import read_lines, write_lines
+from backslide.files import read_lines, write_lines, writing
 from backslide.suite.item import Item, item_from_dict
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ REPERTOIRE = "repertoire"
 """The name of the bundled suite."""
 LM_EVAL = "lm-eval:"
 """What stands in front of the names of lm-eval's tasks."""
+
+_SOURCES = f"a .jsonl file, a folder of them, {REPERTOIRE!r} or 'lm-eval:TASK'"
+_ONE_ID = "give each item an id of its own, or leave out the copy"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Suite:
             raise SuiteError(f"suite {self.name}: has no items")
         twice = [id for id, count in Counter(item.id for item in self.items).items() if count > 1]
         if twice:
-            raise SuiteError(f"suite {self.name}: the id {shown(twice[0])} is used more than once")
+            raise SuiteError(f"suite {self.name}: the id {shown(twice[0])} is used more than once; {_ONE_ID}")
 
     @classmethod
     def load(cls, source: str | Path, tasks: TaskOptions | None = None, tokenizer: Any = None) -> Suite:
@@ -59,6 +62,8 @@ class Suite:
 
         Raises `SuiteError` naming file and line.
         """
+        if source == "":
+            raise SuiteError(f"the suite's name is empty; give {_SOURCES}")
         if str(source).startswith(LM_EVAL):
             from backslide.suite.lm_eval import load_lm_eval
 
@@ -69,7 +74,7 @@ class Suite:
             return cls.repertoire()
         if str(source).startswith(f"{REPERTOIRE}:"):
             each = str(source).removeprefix(f"{REPERTOIRE}:")
-            if not each.isdecimal():
+            if not (each.isdecimal() and len(each) < 10 and int(each)):
                 raise SuiteError(f"{source}: a number of items a capability is needed, such as {REPERTOIRE}:50")
             return cls.repertoire().sample(int(each))
         path = Path(source)
@@ -107,8 +112,9 @@ class Suite:
         return Suite(f"{self.name}:{each}", items, self.places)
 
     def save(self, path: str | Path) -> None:
-        """Write the suite as JSON Lines, atomically."""
-        write_lines(Path(path), (item.to_dict() for item in self.items))
+        """Write the suite as JSON Lines, atomically. Raises `SuiteError` where that cannot be done."""
+        with writing(Path(path), SuiteError):
+            write_lines(Path(path), (item.to_dict() for item in self.items))
 
     @functools.cached_property
     def hash(self) -> str:
@@ -150,7 +156,7 @@ def _files(path: Path) -> list[Path]:
             return [path]
     except OSError as bad:  # a name that is too long, a folder that may not be read
         raise SuiteError(f"{path}: cannot be read: {bad.strerror or bad}") from None
-    raise SuiteError(f"{path}: no such suite; give a .jsonl file, a folder of them, {REPERTOIRE!r} or 'lm-eval:TASK'")
+    raise SuiteError(f"{path}: no such suite; give {_SOURCES}")
 
 
 def _read(files: Iterable[tuple[str, Path]]) -> Iterator[tuple[Item, str]]:
@@ -164,6 +170,8 @@ def _read(files: Iterable[tuple[str, Path]]) -> Iterator[tuple[Item, str]]:
             except SuiteError as bad:
                 raise SuiteError(f"{path}:{number}: {bad}") from None
             if item.id in seen:
-                raise SuiteError(f"{path}:{number}: the id {shown(item.id)} was used before, at {seen[item.id]}")
+                raise SuiteError(
+                    f"{path}:{number}: the id {shown(item.id)} was used before, at {seen[item.id]}; {_ONE_ID}"
+                )
             seen[item.id] = place
             yield item, place
