@@ -45,6 +45,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         self._cost = self._bytes = 0.0
         self._writing: Path | None = None
         self._failing = False
+        self._ranks = Ranks()
         self.spent = 0.0
         """Seconds that they took."""
 

@@ -185,11 +185,10 @@ def _tune(
             "with --anew"
         ) from bad
     assert guard.verdict is not None and guard.run is not None
-    if config.output.checkpoints != 0:
-        checkpoints.remove(keep=config.output.keep_checkpoints)
-        if config.guard.snapshots is None and config.snapshots is not None:
-            # It was there to outlive the process.
-            shutil.rmtree(guard.run.snapshot, ignore_errors=True)
+    checkpoints.remove(keep=config.output.keep_checkpoints)
+    if config.guard.snapshots is None:
+        # It was there to outlive the process.
+        shutil.rmtree(guard.run.snapshot, ignore_errors=True)
     return Tuned(guard.run, guard.verdict, target, trainer.state.global_step, trainer.state.max_steps)
 
 
