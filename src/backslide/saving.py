@@ -9,8 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from backslide.errors import RunError
-from backslide.files import read_json, write_json
-from backslide.models import Loaded, lasting_name, quiet
+from backslide.models import Loaded, name_base, quiet
 
 
 def save(model: Any, loaded: Loaded, target: Path) -> None:
@@ -20,9 +19,8 @@ def save(model: Any, loaded: Loaded, target: Path) -> None:
     with quiet():
         model.save_pretrained(beside)
         loaded.tokenizer.save_pretrained(beside)
-    adapter = beside / "adapter_config.json"
-    if adapter.exists():
-        write_json(adapter, {**read_json(adapter), "base_model_name_or_path": lasting_name(loaded.name)})
+    if (beside / "adapter_config.json").exists():
+        name_base(beside, loaded.name)
     if target.exists():
         shutil.rmtree(target)
     beside.rename(target)

@@ -9,11 +9,20 @@ from typing import Any
 
 import pytest
 
-from backslide import models
 from backslide.config import TuneConfig
 from backslide.cure.line import open_line
 from backslide.files import write_lines
-from backslide.models import BUILTIN, BUILTIN_HUB, lasting_name, load_model, model_fingerprint, resolve
+from backslide.models import (
+    BASE_NOTE,
+    BUILTIN,
+    BUILTIN_HUB,
+    base_of,
+    lasting_name,
+    load_model,
+    model_fingerprint,
+    name_base,
+    resolve,
+)
 from backslide.suite.suite import Suite
 from backslide.tune import tune
 
@@ -25,7 +34,7 @@ def builtin(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     return Path(shutil.copytree(tiny_folder, tmp_path / "cache" / "models" / BUILTIN))
 
 
-def base_of(adapter: Path) -> str:
+def named(adapter: Path) -> str:
     return str(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
 
 
@@ -42,29 +51,27 @@ def test_an_adapter_on_the_built_in_model_names_it_as_the_hub_does_and_loads_her
         "output": {"dir": str(tmp_path / "run")},
     }
     tuned = tune(TuneConfig.from_dict(content)).model
-    assert base_of(tuned) == BUILTIN_HUB
+    assert named(tuned) == BUILTIN_HUB
     # Whatever an earlier version called it.
     settings = json.loads((tuned / "adapter_config.json").read_text())
     (tuned / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": BUILTIN}))
     open_line(BUILTIN, str(tuned)).write(tmp_path / "half", 0.5)
-    assert base_of(tmp_path / "half") == BUILTIN_HUB
+    assert named(tmp_path / "half") == BUILTIN_HUB
     said: list[str] = []
     base = model_fingerprint(load_model(builtin, dtype="float32").model)
     here = load_model(tmp_path / "half", dtype="float32", say=said.append).model
     assert model_fingerprint(here, adapters=False) == base and said == []
 
 
-def test_the_hub_id_of_the_built_in_model_is_the_copy_that_is_here_and_it_is_said(builtin: Path) -> None:
-    said: list[str] = []
-    assert resolve(BUILTIN_HUB, said.append) == str(builtin) == resolve(BUILTIN)
-    (line,) = said
-    assert BUILTIN_HUB in line and "4 bits" in line and "name their folder" in line
-
-
-def test_where_there_is_no_copy_the_hub_id_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKSLIDE_CACHE", str(tmp_path))
-    monkeypatch.setattr(models, "BUILTIN_PACKAGE", "no_such_package")
-    assert resolve(BUILTIN_HUB) == BUILTIN_HUB == resolve(BUILTIN)
+def test_the_hub_id_by_itself_is_the_hubs_model(tmp_path: Path, builtin: Path) -> None:
+    # Whoever names it, or trained an adapter on it elsewhere, means its weights, which the built-in ones are near to.
+    assert resolve(BUILTIN_HUB) == BUILTIN_HUB and resolve(BUILTIN) == str(builtin)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"r": 8, "base_model_name_or_path": "x"}')
+    name_base(tmp_path / "adapter", BUILTIN)
+    assert base_of(tmp_path / "adapter") == BUILTIN and named(tmp_path / "adapter") == BUILTIN_HUB
+    name_base(tmp_path / "adapter", BUILTIN_HUB)
+    assert base_of(tmp_path / "adapter") == BUILTIN_HUB and not (tmp_path / "adapter" / BASE_NOTE).exists()
 
 
 def test_a_name_lasts_wherever_it_is_read(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,16 @@ BREAKS: list[tuple[dict[str, dict[str, Any]], str]] = [
     ({"guard": {"baseline": "none.jsonl"}}, "guard.baseline: none.jsonl"),
     ({"model": {"base": "./nowhere"}}, "model.base: './nowhere': no such model folder"),
     ({"train": {"scheduler": "linaer"}}, "'linaer' is no schedule of transformers → did you mean 'linear'?"),
-    ({"lora": {"target_modules": ["q_prjo"]}}, "'q_prjo' is no linear layer of the model → did you mean 'q_proj'?"),
-    ({"lora": {"target_modules": "nothing.*"}}, "'nothing.*' matches no linear layer of the model → it has "),
+    ({"train": {"scheduler": "cosine_with_min_lr"}}, "'cosine_with_min_lr' needs more than"),
+    ({"train": {"scheduler": "warmup_stable_decay"}}, "'warmup_stable_decay' needs more than"),
+    ({"train": {"scheduler": "reduce_lr_on_plateau"}}, "'reduce_lr_on_plateau' needs more than"),
+    ({"model": {"dtype": "fp16"}}, "model.dtype: 'fp16' is none of auto, "),
+    ({"lora": {"target_modules": ["q_prjo"]}}, "→ did you mean 'q_proj'?"),
+    ({"lora": {"target_modules": ["qproj", "vproj"]}}, "→ did you mean 'q_proj'?"),
+    ({"lora": {"target_modules": "nothing.*"}}, "lora.target_modules: Target modules nothing.* not found"),
+    ({"lora": {"target_modules": ".*mlp.*"}}, "lora.target_modules: "),
+    ({"lora": {"target_modules": []}}, "lora.target_modules: "),
+    ({"lora": {"target_modules": ["lm_head", "q_proj"]}}, "names the output layer, on which TRL trains no adapter"),
     ({"cure": {"data": "none.jsonl"}}, "cure.data: none.jsonl: no such file"),
     ({"cure": {"data": None, "prompts": "none.txt"}}, "cure.prompts: none.txt: no such file"),
 ]
@@ -91,7 +100,7 @@ def test_what_would_break_does_break(
     setup = config(tmp_path, tiny_folder, suite, **change)
     found = examine(setup)
     assert found.broken and [line for line in told(found, "error") if says in line], found.findings
-    with pytest.raises(BackslideError):
+    with pytest.raises((BackslideError, ValueError, TypeError)):
         tune(setup)
 
 
@@ -139,9 +148,8 @@ def test_a_baseline_of_another_suite_would_break(tmp_path: Path, tiny_folder: Pa
         ({"train": {"learning_rate": 1e-2}}, "times the 0.001 that is usual for an adapter on a model of"),
         ({"train": {"learning_rate": 1e-6}}, "it may learn nothing"),
         ({"train": {"max_length": 20}}, "100% of the examples are longer than 20 tokens and lose their end"),
-        ({"train": {"max_length": 100_000}}, "and the model was made for"),
         ({"lora": {"alpha": 64.0}}, "64 over r = 8 multiplies the adapter's update by 8"),
-        ({"lora": {"target_modules": ["q_proj", "vproj"]}}, "'vproj' is no linear layer of the model → did you mean"),
+        ({"lora": {"target_modules": ["q_proj", "vproj"]}}, "the model has no layer 'vproj' → did you mean"),
         ({"model": {"dtype": "bfloat16"}, "train": {"method": "full"}}, "bfloat16 with all weights"),
         ({"guard": {"looks": 1}}, "has one look, at its end"),
         ({"guard": {"suite": "repertoire:20"}}, "can lose more than 10 points unseen"),
@@ -170,14 +178,19 @@ def test_data_that_would_mislead(tmp_path: Path, tiny_folder: Path, suite: Path)
 def test_prompts_that_fill_the_row_teach_nothing(tmp_path: Path, tiny_folder: Path, suite: Path) -> None:
     setup = config(tmp_path, tiny_folder, suite, data={"held_out": None}, train={"max_length": 30})
     write_lines(tmp_path / "train.jsonl", [{"prompt": "word " * 20 + str(i), "completion": " yes"} for i in range(40)])
-    assert any(
-        "in 100.0% of the examples the prompt alone fills 30 tokens" in w for w in told(examine(setup), "warning")
-    )
+    assert any("in 100.0% of the examples the prompt alone fills 30 tokens" in w for w in told(examine(setup), "error"))
+    with pytest.raises(BackslideError):
+        tune(setup)
+    # The trainer leaves such rows out: fewer steps, less to see.
+    some = [{"prompt": "2+2 =", "completion": f" {i}"} for i in range(40)]
+    long = [{"prompt": "word " * 20 + str(i), "completion": " yes"} for i in range(40)]
+    write_lines(tmp_path / "train.jsonl", [*some, *long])
+    found = examine(setup)
+    assert any("in 50.0% of the examples" in w for w in told(found, "warning"))
+    assert dict(found.facts)["optimizer steps"].startswith("10 of 8")
 
 
 def test_chats_without_a_template(tmp_path: Path, tiny_folder: Path, suite: Path) -> None:
-    import shutil
-
     shutil.copytree(tiny_folder, tmp_path / "bare")
     for name in ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"):
         (tmp_path / "bare" / name).unlink(missing_ok=True)
@@ -188,6 +201,71 @@ def test_chats_without_a_template(tmp_path: Path, tiny_folder: Path, suite: Path
     assert any(
         "no chat template: messages would be trained on as plain text" in w for w in told(examine(setup), "warning")
     )
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of other layers than linear ones, with learned positions."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder, tokenizer = tmp_path_factory.mktemp("gpt2"), tiny_tokenizer()
+    GPT2LMHeadModel(GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0,
+    )).save_pretrained(folder)  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def few(suite: Path) -> Suite:
+    return Suite("s", Suite.load(str(suite)).items[:20])
+
+
+@pytest.mark.parametrize("wanted", ["all-linear", ["c_attn"], r".*c_(attn|fc)"])
+def test_layers_that_are_not_linear_are_counted_as_peft_does(
+    tmp_path: Path, gpt2: Path, suite: Path, wanted: Any
+) -> None:
+    setup = config(
+        tmp_path, gpt2, suite, lora={"target_modules": wanted}, train={"epochs": None, "steps": 1},
+        guard={"suite": str(suite), "looks": 1}, cure={"replay": 0.0},
+    )  # fmt: skip
+    assert told(examine(setup), "error") == []
+    base = doctor.look_at_model(setup, None, None, doctor.Notebook())
+    tuned = tune(setup, suite=few(suite))
+    assert base is not None and base.trained == tuned.run.config["setup"]["trainable"] > 0
+
+
+def test_rows_beyond_learned_positions_would_break(tmp_path: Path, gpt2: Path, suite: Path) -> None:
+    setup = config(tmp_path, gpt2, suite, train={"max_length": 200}, data={"held_out": None})
+    write_lines(tmp_path / "train.jsonl", [{"text": "word " * 20 + str(i)} for i in range(40)])
+    assert any("the model was made for 64" in line for line in told(examine(setup), "error"))
+    with pytest.raises((BackslideError, IndexError)):
+        tune(setup, suite=few(suite))
+
+
+def test_a_quantised_base_is_no_error_for_its_size(
+    tmp_path: Path, tiny_folder: Path, suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "q")
+    path = tmp_path / "q" / "config.json"
+    kind = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": kind}))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Little", (), {"available": 1000}))
+    found = examine(config(tmp_path, tmp_path / "q", suite))
+    assert not any("optimizer alone need" in line for line in told(found, "error"))
+    assert any("whether it fits is not told" in line for line in told(found, "note"))
+
+
+def test_a_tokenizer_without_an_end_would_break(tmp_path: Path, tiny_folder: Path, suite: Path) -> None:
+    from transformers import AutoTokenizer
+
+    shutil.copytree(tiny_folder, tmp_path / "endless")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "endless")
+    tokenizer.pad_token, tokenizer.eos_token = tokenizer.eos_token, None
+    tokenizer.save_pretrained(tmp_path / "endless")
+    setup = config(tmp_path, tmp_path / "endless", suite)
+    assert any("has no end token" in line for line in told(examine(setup), "error"))
+    with pytest.raises((BackslideError, TypeError)):
+        tune(setup, suite=few(suite))
 
 
 @pytest.mark.parametrize(
@@ -213,10 +291,10 @@ def test_what_it_counts_is_what_is_made(
     tuned = tune(setup, suite=Suite("s", items))
     assert steps == tuned.planned
     made = tuned.run.config["setup"]
-    size = doctor.look_at_model(setup, None, doctor.Notebook())
-    assert size is not None and size.trained == made["trainable"] and not found.broken
-    # PEFT counts the adapter's own weights among the model's.
-    assert size.parameters + (size.trained if setup.train.method == "lora" else 0) == made["parameters"]
+    base = doctor.look_at_model(setup, None, None, doctor.Notebook())
+    assert base is not None and base.trained == made["trainable"] and not found.broken
+    # The guard counts the adapter's own weights among the model's.
+    assert base.parameters + (base.trained if setup.train.method == "lora" else 0) == made["parameters"]
 
 
 def test_what_does_not_fit_is_said(

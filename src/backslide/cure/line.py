@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 from backslide.cure.weights import ADAPTER, Weights, folder_of
 from backslide.errors import ModelError
-from backslide.files import read_json, write_json
-from backslide.models import lasting_name, quiet
+from backslide.files import read_json
+from backslide.models import BUILTIN, lasting_name, name_base, quiet
 from backslide.scoring.adapters import KEEPS_BASE
 
 _BESIDE = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm", ".vocab", ".bpe", ".py")
@@ -210,8 +210,8 @@ class AdapterLine(Line):
         """Write the point α as an adapter folder like the tuned one, on the base that the user named."""
         super().write(folder, alpha)
         named = str(self.config.get("base_model_name_or_path"))
-        if not _names(named, self.base_folder, lasting := lasting_name(self.base)):
-            write_json(folder / "adapter_config.json", {**self.config, "base_model_name_or_path": lasting})
+        if self.base == BUILTIN or not _names(named, self.base_folder, lasting_name(self.base)):
+            name_base(folder, self.base)
 
 
 def open_line(base: str, tuned: str, say: Callable[[str], None] | None = None) -> Line:

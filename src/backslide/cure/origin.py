@@ -11,7 +11,7 @@ import torch
 
 from backslide.cure.line import AdapterLine, Line
 from backslide.errors import MismatchError, ModelError
-from backslide.models import load_model, model_fingerprint, resolve
+from backslide.models import base_of, load_model, model_fingerprint, resolve
 from backslide.record import Record
 
 
@@ -55,8 +55,9 @@ def check_base_itself(line: Line, baseline: Record, dtype: str, say: Callable[[s
 
 def tell_other_base(line: Line, say: Callable[[str], None]) -> None:
     """Say where an adapter names another base than the one that was given; folders move, so it is no error."""
-    named = line.config.get("base_model_name_or_path") if isinstance(line, AdapterLine) else None
-    if isinstance(named, str) and named and not _is(named, line):
+    if not isinstance(line, AdapterLine) or not line.config.get("base_model_name_or_path"):
+        return
+    if not _is(named := base_of(line.folder), line):
         say(
             f"{line.tuned}: its adapter_config.json names {named} as its base, and {line.base} was given; are they one?"
         )

@@ -12,7 +12,8 @@ from backslide.config import TuneConfig
 from backslide.doctor.data import look_at_data, look_for_leaks
 from backslide.doctor.findings import Examination, Finding, Notebook
 from backslide.doctor.guarding import look_at_guard
-from backslide.doctor.model import look_at_model, look_at_room
+from backslide.doctor.model import look_at_model
+from backslide.doctor.room import look_at_room
 from backslide.doctor.setting import look_at_setting, steps_of
 from backslide.errors import InputError
 from backslide.suite.suite import Suite
@@ -29,15 +30,16 @@ def examine(config: TuneConfig, *, progress: Callable[[str, int, int], None] | N
     """
     notes = Notebook()
     seen = look_at_data(config, notes)
-    size = look_at_model(config, seen.train, notes)
-    look_at_setting(config, seen.train, size.parameters if size is not None else None, notes)
+    base = look_at_model(config, seen.train, seen.old, notes)
+    steps = steps_of(config, seen.train, base.mute if base is not None else 0.0)
+    look_at_setting(config, seen.train, base.parameters if base is not None else None, steps, notes)
     try:
         suite = Suite.load(config.guard.suite)
     except InputError as bad:
         notes.error("guard.suite", bad)
     else:
         leaked = look_for_leaks(config, suite, notes, progress) if seen.train is not None else ()
-        look_at_guard(config, suite, steps_of(config, seen.train), leaked, notes)
-    if size is not None:
-        look_at_room(config, size, notes)
+        look_at_guard(config, suite, steps, leaked, notes)
+    if base is not None:
+        look_at_room(config, base, notes)
     return notes.close()

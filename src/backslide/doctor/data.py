@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backslide.config import TuneConfig
+from backslide.config import SELF, TuneConfig
+from backslide.cure.prompts import prompts_of
 from backslide.data import TrainingData, passages, text_of
 from backslide.doctor.findings import Notebook
 from backslide.errors import InputError
@@ -25,6 +26,8 @@ class Seen:
 
     train: TrainingData | None
     held_out: TrainingData | None
+    old: TrainingData | None
+    """What is replayed and anchored on."""
 
 
 def look_at_data(config: TuneConfig, notes: Notebook) -> Seen:
@@ -55,7 +58,20 @@ def look_at_data(config: TuneConfig, notes: Notebook) -> Seen:
         )
     if train is not None and held_out is not None:
         _held_out(train, held_out, notes)
-    return Seen(train, held_out)
+    return Seen(train, held_out, _old(config, notes))
+
+
+def _old(config: TuneConfig, notes: Notebook) -> TrainingData | None:
+    """The data of the cures; as `tune` does, what no cure of the run needs is read too."""
+    cure = config.cure
+    try:
+        if cure.data != SELF:
+            return TrainingData.load(cure.data)
+        if cure.prompts is not None:
+            prompts_of(cure.prompts)
+    except InputError as bad:
+        notes.error("cure.data" if cure.data != SELF else "cure.prompts", bad)
+    return None
 
 
 def _repeats(train: TrainingData, notes: Notebook) -> None:
@@ -71,7 +87,9 @@ def _repeats(train: TrainingData, notes: Notebook) -> None:
 
 def _held_out(train: TrainingData, held_out: TrainingData, notes: Notebook) -> None:
     if held_out.format != train.format or held_out.chats != train.chats:
-        notes.error(
+        # TRL prepares each by itself, so that texts beside messages run, and their losses are of two kinds.
+        tell = notes.error if held_out.format != train.format else notes.warning
+        tell(
             "data.held_out",
             f"{held_out.path} is of the format {_shape(held_out)}, the training file is {_shape(train)}",
             "give both in one format",

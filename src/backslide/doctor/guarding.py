@@ -6,8 +6,6 @@ import math
 from collections.abc import Collection
 
 from backslide.config import SELF, TuneConfig
-from backslide.cure.prompts import prompts_of
-from backslide.data import TrainingData
 from backslide.doctor.findings import Notebook
 from backslide.errors import InputError
 from backslide.guard.schedule import BUDGET, plan_looks
@@ -123,13 +121,6 @@ def _retained(config: TuneConfig, rows: list[Reach], notes: Notebook) -> None:
 def _policy(config: TuneConfig, notes: Notebook) -> None:
     policy = config.on_regression
     cured = config.cure.replay > 0 or config.cure.anchor > 0
-    try:
-        if config.cure.data != SELF:
-            TrainingData.load(config.cure.data)
-        elif config.cure.prompts is not None:
-            prompts_of(config.cure.prompts)
-    except InputError as bad:
-        notes.error("cure.data" if config.cure.data != SELF else "cure.prompts", bad)
     if policy == "warn":
         notes.note(
             "guard.on_regression",

@@ -15,22 +15,30 @@ BARELY = 10
 """Steps below which a run is hardly one."""
 
 
-def steps_of(config: TuneConfig, train: TrainingData | None) -> int | None:
-    """Optimizer steps of the run; None where the training data could not be read."""
+def steps_of(config: TuneConfig, train: TrainingData | None, mute: float = 0.0) -> int | None:
+    """Optimizer steps of the run; None where the training data could not be read.
+
+    Args:
+        config: of the run.
+        train: the training data.
+        mute: share of the examples in which nothing is learnt, which the trainer leaves out.
+    """
     settings = config.train
     if settings.steps is not None:
         return settings.steps
     if train is None:
         return None
     # As transformers counts: a last batch that is not full makes a step, in each pass.
-    batches = -(-len(train.rows) // settings.batch_size)
+    batches = -(-max(1, round(len(train.rows) * (1 - mute))) // settings.batch_size)
     a_pass = -(-batches // settings.gradient_accumulation)
     return max(1, math.ceil((settings.epochs or 1.0) * a_pass))
 
 
-def look_at_setting(config: TuneConfig, train: TrainingData | None, parameters: int | None, notes: Notebook) -> None:
+def look_at_setting(
+    config: TuneConfig, train: TrainingData | None, parameters: int | None, steps: int | None, notes: Notebook
+) -> None:
     """Say which numbers are far from what is usual."""
-    settings, steps = config.train, steps_of(config, train)
+    settings = config.train
     if steps is not None:
         notes.fact("optimizer steps", f"{steps:,} of {settings.batch_size * settings.gradient_accumulation} examples")
         if steps < BARELY:
