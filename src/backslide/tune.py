@@ -24,6 +24,7 @@ from backslide.record import Record
 from backslide.resume import Start, anew_of, digests, find, restore_snapshot
 from backslide.rundir import CHECKPOINTS, RunFolder
 from backslide.saving import SaveModel
+from backslide.schedules import check_schedule
 from backslide.scoring.engine import Settings
 from backslide.scoring.work import Progress
 from backslide.suite.leakage import Leak, counted, find_leaks
@@ -82,6 +83,8 @@ def tune(
         RunError: training itself broke.
     """
     say = say or logging.getLogger("backslide").info
+    with quiet():
+        check_schedule(config.train.scheduler, config.train.warmup_steps)
     if config.model.dtype not in DTYPES:
         raise ConfigError(f"model.dtype is {config.model.dtype!r}, one of {', '.join(DTYPES)} is needed")
     data = TrainingData.load(config.data.train)
@@ -144,6 +147,10 @@ def _tune(
     if data.chats and not loaded.tokenizer.chat_template:
         say("the tokenizer has no chat template: messages are trained on as plain text, 'Role: content' a line each")
         data, held_out = data.as_text(), held_out.as_text() if held_out is not None else None
+    if not data.chats and loaded.tokenizer.eos_token is None:
+        raise ModelError(
+            f"{loaded.name}: the tokenizer has no end token, which is put behind each example; set eos_token"
+        )
     if start.checkpoint is not None and model_fingerprint(loaded.model) != start.base:
         start = anew_of(config, f"the run there was begun with other weights of {config.model.base}")
     for line in start.says:

@@ -12,15 +12,14 @@ import torch
 from backslide.config import TuneConfig
 from backslide.data import TrainingData
 from backslide.doctor.findings import Notebook
-from backslide.errors import InputError
+from backslide.errors import ConfigError, InputError
 from backslide.models import DTYPES, best_dtype, quiet, resolve
+from backslide.schedules import check_schedule
 
 LOOKED_AT = 2000
 """Training examples whose tokens are counted."""
 CUT = 0.05
 """Share of examples that are cut from which on it is said."""
-UNSERVED = ("reduce_lr_on_plateau", "greedy")
-"""Schedules that need more of a trainer than `tune` gives it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,11 @@ def look_at_model(
     if config.model.dtype not in DTYPES:
         notes.error("model.dtype", f"{config.model.dtype!r} is none of {', '.join(DTYPES)}")
         return None
-    _schedule(config, notes)
+    try:
+        with quiet():
+            check_schedule(config.train.scheduler, config.train.warmup_steps)
+    except ConfigError as bad:
+        notes.error("train.scheduler", bad)
     base = config.model.base
     try:
         place = resolve(base)
@@ -100,29 +103,6 @@ def dtype_of(config: TuneConfig) -> Any:
     if config.model.dtype != "auto":
         return getattr(torch, config.model.dtype)
     return torch.float32 if config.train.method == "full" else best_dtype()
-
-
-def _schedule(config: TuneConfig, notes: Notebook) -> None:
-    from transformers import get_scheduler
-    from transformers.trainer_utils import SchedulerType
-
-    name = config.train.scheduler
-    known = [str(kind.value) for kind in SchedulerType if str(kind.value) not in UNSERVED]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        mend = f"did you mean {near[0]!r}?" if near and name not in UNSERVED else 'take "linear" or "cosine"'
-        why = "needs more than a configuration gives" if name in UNSERVED else "is no schedule of transformers"
-        notes.error("train.scheduler", f"{name!r} {why}", mend)
-        return
-    try:
-        with quiet():
-            nothing = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-            get_scheduler(name, nothing, num_warmup_steps=config.train.warmup_steps, num_training_steps=100)
-    except (TypeError, ValueError) as bad:
-        why = " ".join(str(bad).split())[:200]
-        notes.error(
-            "train.scheduler", f"{name!r} needs more than a configuration gives: {why}", 'or "linear", "cosine"'
-        )
 
 
 def _quantised(found: Any, notes: Notebook) -> bool:
