@@ -326,7 +326,7 @@ def test_on_the_command_line(
             with pytest.raises(SystemExit) as ended:
                 run()
             assert ended.value.code == code
-            out = capsys.readouterr().out
+            out = " ".join(capsys.readouterr().out.split())
             if form == "json":
                 row = json.loads(out)
                 assert row["broken"] is (code == 2) and row["facts"]["training examples"] == "120, text"
