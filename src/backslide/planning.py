@@ -26,6 +26,8 @@ FLIP_RATE = 0.10
 NOISE = 1.5
 """Standard deviation, in nats, of the change of an item's log-odds that is planned for: about what the first look at
 the mildest of our traces shows (`docs/LOG.md`)."""
+REPLIES_TIMES_DRIFT = 7.5
+"""Replies that rule out a drift, times that drift in nats a token, at α = 0.05 (`docs/suites.md`)."""
 CORRELATION = 0.2
 """Between the drops of two items of one cluster; on shaken weights it was -.08 to .13 (`docs/LOG.md`)."""
 
@@ -137,6 +139,27 @@ def reach(
             )
         )
     return found
+
+
+def unplanned(suite: Suite) -> list[str]:
+    """A line for each capability that is judged without right answers, so that `reach` says nothing of it."""
+    gate = {item.id for item in suite.part("gate")}
+    found: dict[tuple[str, str], int] = {}
+    for item in suite.items:
+        if item.judged and item.kind in ("text", "open"):
+            key = (item.capability, item.kind)
+            found[key] = found.get(key, 0) + (item.id in gate)
+    lines = []
+    for (name, kind), items in found.items():
+        if kind == "text":
+            lines.append(f"{name}: bits per byte of {items} gate texts; what they prove depends on how they vary")
+        else:
+            bound = f"{REPLIES_TIMES_DRIFT / items:.2g} nats a token" if items else "nothing"
+            lines.append(
+                f"{name}: drift of {items} gate replies, which rule out about {bound} where there is none "
+                f"({REPLIES_TIMES_DRIFT:g} / items, at α = 0.05)"
+            )
+    return lines
 
 
 def _sizes(items: list[Item], half: set[str]) -> list[int]:

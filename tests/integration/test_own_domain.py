@@ -67,6 +67,11 @@ def test_new_baseline_check(tmp_path: Path, tiny_folder: Path, call: Any) -> Non
     assert code == 0 and told["items"] == told["judged"] == 300 and told["monitor"] + told["gate"] == 300
     assert "left out, the prompt was there before: 1 row, the first is" in err and f"{asked}:301" in err
     made = Suite.load(suite)
+    # There is no accuracy to plan, and the plan says what there is.
+    code, out, _ = call("power", "--suite", suite)
+    assert code == 0 and out.startswith(f"support: drift of {told['gate']} gate replies, which rule out about 0.0")
+    code, out, _ = call("power", "--suite", suite, "--format", "json")
+    assert json.loads(out)["capabilities"] == [] and json.loads(out)["unplanned"][0].startswith("support: drift of ")
     # The reference is what the model replies, and its score is the sum of its tokens' log-likelihoods.
     model, tokenizer = tiny_model(), tiny_tokenizer()
     item = made.items[7]

@@ -180,7 +180,16 @@ def test_the_bundled_suite_is_shown_by_its_name(capsys: pytest.CaptureFixture[st
     code, out, _ = call(capsys, "show")
     assert code == 0 and "world_facts" in out and Suite.repertoire().hash in out
     # What a model made of it: base accuracy, and the smallest drop that each half proves.
-    assert "gate proves" in out and "SmolLM2" in out and "bits" in out
+    assert "gate proves" in out and "SmolLM2" in out
+    # The page has the same numbers: drops, without a sign.
+    page = (Path(__file__).parents[2] / "docs" / "suites.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")
+    ]
+    known = set(Suite.repertoire().capabilities)
+    shown = {" ".join(line.split()) for line in out.splitlines()}
+    listed = [row for row in rows if row[0] in known]
+    assert len(listed) == 13 and {" ".join(row) for row in listed} <= shown
     code, out, _ = call(capsys, "show", "--format", "json")
     measured = json.loads(out)["measured"]
     assert measured["conditions"]["hash"] == Suite.repertoire().hash

@@ -11,11 +11,11 @@ import pytest
 from scipy.stats import binom, norm
 
 from backslide.errors import ConfigError, MismatchError
-from backslide.planning import NOISE, reach
+from backslide.planning import NOISE, reach, unplanned
 from backslide.record import Outcome
 from backslide.stats.expected import planned_drops
 from backslide.stats.power import smallest_betting_drop, smallest_drop
-from backslide.suite.item import AnswerItem, ChoiceItem, ContinuationItem, TextItem
+from backslide.suite.item import AnswerItem, ChoiceItem, ContinuationItem, OpenItem, TextItem
 from backslide.suite.suite import Suite
 from builders import record
 
@@ -103,6 +103,27 @@ def test_where_expected_flips_cannot_prove_it_more_must_flip_and_all_be_lost() -
     # All of the flips are losses: F ~ Bin(n, drop) must reach the fewest losses that the test rejects at.
     fewest = next(k for k in range(1, 99) if 0.5**k <= 0.025 / 20)
     assert binom.sf(fewest - 1, row.monitor_items, row.monitor) == pytest.approx(0.8, abs=0.01)
+
+
+def test_what_has_no_right_answers_is_named() -> None:
+    def replies(reference: str | None, count: int = 160) -> tuple[OpenItem, ...]:
+        return tuple(
+            OpenItem(id=f"o{i}", capability="support", prompt=f"{i}?", reference=reference) for i in range(count)
+        )
+
+    watched = Suite("s", (*SUITE.items, *replies("So.")))
+    items = sum(item.kind == "open" for item in watched.part("gate"))
+    texts = sum(item.kind == "text" for item in watched.part("gate"))
+    assert unplanned(watched) == [
+        f"text: bits per byte of {texts} gate texts; what they prove depends on how they vary",
+        f"support: drift of {items} gate replies, which rule out about {7.5 / items:.2g} nats a token where there is "
+        "none (7.5 / items, at α = 0.05)",
+    ]
+    assert [row.capability for row in reach(watched)] == ["choice", "answer"]
+    # Not judged, so not planned; and nothing can be divided by no item.
+    assert unplanned(Suite("s", (*ANSWERS, *replies(None)))) == []
+    alone = next(item for item in replies("So.") if item not in watched.part("gate"))
+    assert "drift of 0 gate replies, which rule out about nothing" in unplanned(Suite("s", (alone,)))[0]
 
 
 def test_more_looks_see_less_at_each() -> None:

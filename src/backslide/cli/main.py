@@ -317,9 +317,10 @@ def power(
     import dataclasses
     import math
 
-    from backslide.planning import reach
+    from backslide.planning import reach, unplanned
     from backslide.record import Record
     from backslide.report.terminal import reach_table
+    from backslide.report.text import plain
     from backslide.suite.lm_eval import TaskOptions
     from backslide.suite.suite import Suite
 
@@ -327,14 +328,27 @@ def power(
     chosen = Suite.load(suite, TaskOptions(include_path=include_path, num_fewshot=num_fewshot, limit=limit))
     record = Record.load(baseline) if baseline is not None else None
     rows = reach(chosen, record, looks=looks, alpha=alpha, power=power, tolerance=tolerance, flip_rate=flip_rate)
-    screen.show(reach_table(rows, looks))
+    others = unplanned(chosen)
+    if rows:
+        screen.show(reach_table(rows, looks))
+    for line in others:
+        screen.show(f"not in the table, {plain(line)}" if rows else plain(line))
     source = f"expected from {baseline}" if baseline is not None else f"assuming that {flip_rate:.0%} of the items flip"
     screen.show(f"points that are proven with probability {power:g}, α = {alpha:g} over the whole run; {source}")
     finite = [
         {key: value if not isinstance(value, float) or math.isfinite(value) else None for key, value in row.items()}
         for row in map(dataclasses.asdict, rows)
     ]
-    screen.result({"suite": chosen.name, "looks": looks, "alpha": alpha, "power": power, "capabilities": finite})
+    screen.result(
+        {
+            "suite": chosen.name,
+            "looks": looks,
+            "alpha": alpha,
+            "power": power,
+            "capabilities": finite,
+            "unplanned": others,
+        }
+    )
 
 
 def _show_run(screen: Screen, folder: Path) -> None:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-WIDTH = 110
-"""Columns where the output is not a terminal; a table is not to be cut at 80 in a log."""
+WIDTH = 120
+"""Columns where the output is not a terminal: the widest table fits, with names of capabilities of 20 characters."""
 
 
 class Screen:
@@ -54,12 +54,14 @@ class Screen:
 
     def say(self, line: str) -> None:
         """Show a line about what is going on, on standard error."""
-        self._err.print(Text(line), style="dim")
+        self._err.print(Text(line), style="dim", soft_wrap=not self._err.is_terminal)
 
     def show(self, thing: Any = "") -> None:
         """Show a result on standard output; nothing where that is for JSON."""
         if not self._json:
-            self._out.print(Text(thing) if isinstance(thing, str) else thing)
+            # Where no terminal reads it, a line stays a line: names and paths are found again by who reads a log.
+            line = isinstance(thing, (str, Text)) and not self._out.is_terminal
+            self._out.print(Text(thing) if isinstance(thing, str) else thing, soft_wrap=line)
 
     def result(self, value: Any) -> None:
         """Print the JSON value, where it was asked for."""

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from backslide.report.terminal import named
 from backslide.report.text import plain
 from backslide.suite.item import Item, asked_of, right_of
 from backslide.suite.leakage import Leak
@@ -52,7 +53,7 @@ def counts(suite: Suite) -> list[Counts]:
 def counts_table(rows: Sequence[Counts], *, kinds: bool = False, measured: Measurement | None = None) -> Table:
     """A row for each capability, and one for all items; with `measured`, what a model made of them."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("capability")
+    table.add_column("capability", no_wrap=True, overflow="fold")
     names = ["items", "monitor", "gate"]
     if measured is not None:
         names += ["base", "gate proves", "monitor proves"]
@@ -64,7 +65,7 @@ def counts_table(rows: Sequence[Counts], *, kinds: bool = False, measured: Measu
             more = _measured_cells(row, measured)
         if kinds:
             more += (str(row.clusters), ", ".join(f"{count} {kind}" for kind, count in row.kinds.items()))
-        table.add_row(Text(plain(row.capability, 40)), str(row.items), str(row.monitor), str(row.gate), *more)
+        table.add_row(named(row.capability), str(row.items), str(row.monitor), str(row.gate), *more)
     if len(rows) > 1:
         totals = [sum(getattr(row, name) for row in rows) for name in ("items", "monitor", "gate")]
         table.add_row("all items", *map(str, totals))
@@ -75,9 +76,9 @@ def _measured_cells(row: Counts, measured: Measurement) -> tuple[str, ...]:
     found = measured.capabilities.get(row.capability)
     if found is None:
         return ("–", "–", "–")
-    base = f"{found.base:.2f} bits" if set(row.kinds) == {"text"} else f"{found.base:.1%}"
+    base = f"{found.base:.2f} bits a byte" if set(row.kinds) == {"text"} else f"{found.base:.1%}"
     drops = (found.gate, found.monitor)
-    return (base, *("–" if drop is None else f"−{100 * drop:.1f}" for drop in drops))
+    return (base, *("–" if drop is None else f"{100 * drop:.1f}" for drop in drops))
 
 
 def measured_line(measured: Measurement) -> str:
@@ -93,14 +94,15 @@ def measured_line(measured: Measurement) -> str:
 def examples_table(suite: Suite) -> Table:
     """The first item of each capability: what is asked, and what is right."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("capability", "asked", "right"):
+    table.add_column("capability", no_wrap=True, overflow="fold")
+    for name in ("asked", "right"):
         table.add_column(name, overflow="fold")
     seen: set[str] = set()
     for item in suite.items:
         if item.capability not in seen:
             seen.add(item.capability)
-            cells = ((item.capability, 40), (asked_of(item), 120), (", ".join(right_of(item)) or "–", 60))
-            table.add_row(*(Text(plain(text, size)) for text, size in cells))
+            cells = ((asked_of(item), 120), (", ".join(right_of(item)) or "–", 60))
+            table.add_row(named(item.capability), *(Text(plain(text, size)) for text, size in cells))
     return table
 
 

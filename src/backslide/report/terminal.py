@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -16,6 +17,8 @@ from backslide.verdict import CapabilityVerdict, Verdict, Zone, main_row
 
 BARELY = 1e-9
 """A bound between 0 and this says "above 0", and no size (`stats.paired.OPEN_ZERO`)."""
+NAME = 20
+"""Characters of a capability's name on a line of a table."""
 COLOURS = {Zone.RETAINED: "green", Zone.REGRESSED: "bold red", Zone.UNDECIDED: "yellow"}
 
 
@@ -32,7 +35,7 @@ def verdict_table(verdict: Verdict) -> Table:
     rows = [*verdict.capabilities, *([verdict.pooled] if verdict.pooled is not None else [])]
     for row in rows:
         table.add_row(
-            Text(plain(row.capability, 40)),
+            named(row.capability),
             str(row.items),
             _value(row, row.baseline),
             _value(row, row.candidate),
@@ -55,7 +58,7 @@ def reach_table(rows: Sequence[Reach], looks: int) -> Table:
     )  # fmt: skip
     for row in rows:
         table.add_row(
-            Text(plain(row.capability, 40)),
+            named(row.capability),
             str(row.gate_items),
             _smallest(row.gate),
             _smallest(row.gate_soft),
@@ -72,7 +75,7 @@ def accuracy_table(rows: Mapping[str, tuple[int, int]]) -> Table:
     """Accuracy of each capability: right answers and items."""
     table = _table("capability", "items", "right", "accuracy")
     for name, (right, count) in rows.items():
-        table.add_row(Text(plain(name, 40)), str(count), str(right), f"{right / count:.1%}")
+        table.add_row(named(name), str(count), str(right), f"{right / count:.1%}")
     right, count = (sum(values) for values in zip(*rows.values(), strict=True)) if rows else (0, 0)
     if len(rows) > 1:
         table.add_row("all items", str(count), str(right), f"{right / count:.1%}")
@@ -154,11 +157,18 @@ def loss_line(summary: Summary) -> str | None:
     return f"{span[0]} loss {span[1]:.2f} → {span[2]:.2f}" if span else None
 
 
+def named(name: str) -> Text:
+    """The name of a capability, whole: over several lines where it is long, since two may differ at their ends."""
+    return Text("\n".join(textwrap.wrap(plain(name), NAME)))
+
+
 def _table(first: str, *others: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first)
+    # Where the terminal is narrow, numbers go over two lines first, and nothing is cut.
+    table.add_column(first, no_wrap=True, overflow="fold")
     for name in others:
-        table.add_column(name, justify="left" if name in ("verdict", "by") else "right")
+        words = name in ("verdict", "by")
+        table.add_column(name, justify="left" if words else "right", no_wrap=words, overflow="fold")
     return table
 
 
