@@ -31,8 +31,9 @@ model: install
 demo: model
 	$(BIN)/backslide demo
 
+# Files side by side, a thread each: two that use all cores slow each other tenfold. The slowest come first.
 test: model
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff check src tests benchmarks tools
