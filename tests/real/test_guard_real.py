@@ -25,6 +25,9 @@ from backslide.verdict import Zone
 
 pytestmark = pytest.mark.real
 
+FASTEST = "auto"
+"""bf16, where the machine has it; a CPU that emulates it would take hours."""
+
 COMMON: dict[str, Any] = {
     "max_steps": 2, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
     "bf16": False, "save_strategy": "no", "dataloader_pin_memory": False, "logging_steps": 1, "learning_rate": 1e-4,
@@ -53,7 +56,7 @@ def lora() -> LoraConfig:
 
 
 def trainer_of(kind: str, folder: Path, guard: Guard) -> Any:
-    loaded = load_model(BUILTIN, dtype="bfloat16")
+    loaded = load_model(BUILTIN, dtype=FASTEST)
     known: dict[str, Any] = {"processing_class": loaded.tokenizer, "callbacks": [guard]}
     more = {"output_dir": str(folder), **COMMON}
     ask, told = [{"role": "user", "content": "A latte, please."}], [{"role": "assistant", "content": "Here you are."}]
@@ -84,7 +87,7 @@ def test_a_run_of_each_kind(tmp_path: Path, suite: Suite, kind: str) -> None:
 
 
 def test_a_loop_of_ones_own(tmp_path: Path, suite: Suite) -> None:
-    loaded = load_model(BUILTIN, dtype="bfloat16")
+    loaded = load_model(BUILTIN, dtype=FASTEST)
     model = loaded.model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
     tokens = loaded.tokenizer("One flat white, to go.", return_tensors="pt").input_ids
@@ -114,7 +117,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
 def test_a_rollback_mends_what_a_bad_rate_had_broken(tmp_path: Path, suite: Suite) -> None:
     text = (importlib.resources.files("backslide.demo") / "data" / "train.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()[:3]]
-    loaded = load_model(BUILTIN, dtype="bfloat16")
+    loaded = load_model(BUILTIN, dtype=FASTEST)
     guard = Guard(suite, every=4, on_regression="rollback", lr_factor=0.01, say=lambda _: None)
     args = SFTConfig(
         output_dir=str(tmp_path), **{**COMMON, "max_steps": 16, "learning_rate": 1e-3, "per_device_train_batch_size": 3},
