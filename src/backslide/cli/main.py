@@ -334,7 +334,8 @@ def power(
     for line in others:
         screen.show(f"not in the table, {plain(line)}" if rows else plain(line))
     source = f"expected from {baseline}" if baseline is not None else f"assuming that {flip_rate:.0%} of the items flip"
-    screen.show(f"points that are proven with probability {power:g}, α = {alpha:g} over the whole run of {looks} looks; {source}")
+    run = f"α = {alpha:g} over the whole run of {looks} looks"
+    screen.show(f"points that are proven with probability {power:g}, {run}; {source}")
     finite = [
         {key: value if not isinstance(value, float) or math.isfinite(value) else None for key, value in row.items()}
         for row in map(dataclasses.asdict, rows)
