@@ -8,37 +8,25 @@ from __future__ import annotations
 
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from backslide.report.figures import Curve, Mark, chart, interval
-from backslide.report.format import FILTERS, Safe
-from backslide.report.summary import Look, Summary, loss_span
+from backslide.report.format import Safe
+from backslide.report.summary import Look, Summary
+from backslide.report.template import fill
 from backslide.report.text import plain
 from backslide.verdict import CapabilityVerdict
 
 
 def render(summary: Summary) -> str:
     """The report of a run as a page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("backslide.report"),
+    return fill(
+        "report.html.j2",
+        summary,
         # Control characters and overrides of writing direction are no matter of HTML's escapes.
-        finalize=_shown,
+        shown=_shown,
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(FILTERS, lines=_lines)
-    return environment.get_template("report.html.j2").render(
-        summary=summary,
-        verdict=summary.verdict,
-        diagnosis=summary.diagnosis,
-        account=summary.account,
-        setup=summary.setup,
-        config=summary.config,
-        loss=loss_span(summary.losses),
+        filters={"lines": _lines},
         charts=[Markup(figure) for figure in (_losses(summary), _drops(summary)) if figure],
         bars=[(title, rows, [Markup(_bar(row, rows)) for row in rows]) for title, rows in summary.tables],
     )

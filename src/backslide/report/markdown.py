@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
-
 from backslide.files import write_text
-from backslide.report.format import FILTERS, Safe
-from backslide.report.summary import Summary, loss_span
+from backslide.report.format import Safe
+from backslide.report.summary import Summary
+from backslide.report.template import fill
 from backslide.report.text import markdown
 from backslide.rundir import RunFolder
 
@@ -21,24 +20,10 @@ def write_report(run: RunFolder) -> Path:
 
 def render(summary: Summary) -> str:
     """The report of a run as Markdown."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("backslide.report"),
+    return fill(
+        "report.md.j2",
+        summary,
         # Every value goes through the Markdown filter, ours as well: model names and item ids are text from outside.
-        finalize=lambda value: value if isinstance(value, Safe) else markdown(str(value), limit=4000),
+        shown=lambda value: value if isinstance(value, Safe) else markdown(str(value), limit=4000),
         autoescape=False,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(FILTERS)
-    template = environment.get_template("report.md.j2")
-    return template.render(
-        summary=summary,
-        verdict=summary.verdict,
-        diagnosis=summary.diagnosis,
-        account=summary.account,
-        setup=summary.setup,
-        config=summary.config,
-        loss=loss_span(summary.losses),
     )
