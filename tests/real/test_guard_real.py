@@ -118,7 +118,7 @@ def test_a_rollback_mends_what_a_bad_rate_had_broken(tmp_path: Path, suite: Suit
     text = (importlib.resources.files("backslide.demo") / "data" / "train.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()[:3]]
     loaded = load_model(BUILTIN, dtype=FASTEST)
-    guard = Guard(suite, every=4, on_regression="rollback", lr_factor=0.01, say=lambda _: None)
+    guard = Guard(suite, every=4, on_regression="rollback", lr_factor=0.001, say=lambda _: None)
     args = SFTConfig(
         output_dir=str(tmp_path), **{**COMMON, "max_steps": 16, "learning_rate": 1e-3, "per_device_train_batch_size": 3},
         lr_scheduler_type="constant", max_length=128,
@@ -130,4 +130,4 @@ def test_a_rollback_mends_what_a_bad_rate_had_broken(tmp_path: Path, suite: Suit
     assert guard.regressed_at is not None and guard.verdict is not None
     assert guard.verdict.zone is not Zone.REGRESSED and "Paris" in guard.final.replies["conversation/capital-france"]  # type: ignore[union-attr]
     actions = [event for event in RunFolder(tmp_path / "backslide").events() if event["event"] == "action"]
-    assert actions[0]["action"] == "rollback" and actions[0]["rate_after"] == pytest.approx(1e-5)
+    assert actions[0]["action"] == "rollback" and actions[0]["rate_after"] == pytest.approx(1e-6)
