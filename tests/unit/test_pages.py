@@ -24,7 +24,7 @@ from backslide.report.pages import write_pages
 from backslide.report.summary import Summary
 from backslide.report.text import plain
 from backslide.rundir import PAGES, RunFolder
-from backslide.verdict import Verdict, Zone, broken
+from backslide.verdict import Zone, broken
 from builders import flipped, record, run_folder
 from hostile import HOSTILE, spread
 
@@ -278,9 +278,3 @@ def test_a_bar_is_cut_at_its_ends_and_open_where_a_bound_is() -> None:
     assert [(line.get("x1"), line.get("x2")) for line in bound] == [("0.0", "140.0")]
     assert interval(None, None, None, reach=1, tolerance=0.03, zone="undecided") == ""
     assert interval(float("nan"), None, None, reach=1, tolerance=0.03, zone="undecided") == ""
-
-
-def test_a_verdict_keeps_its_zone_in_both() -> None:
-    # What the pages show of a zone is its word.
-    assert [str(zone) for zone in Zone] == ["retained", "regressed", "undecided"]
-    assert isinstance(broken("x"), Verdict)

@@ -32,7 +32,8 @@ from backslide.cli.options import (
     SystemOption,
     TemplateOption,
 )
-from backslide.cli.repair import show_account, show_repaired
+from backslide.cli.repair import show_repaired
+from backslide.cli.run import show_run
 from backslide.cli.screen import Screen
 from backslide.cli.suite import suite_app
 from backslide.errors import BackslideError
@@ -149,7 +150,7 @@ def tune(
 
     with screen.working():
         tuned = run_tune(chosen, say=screen.say, progress=screen.progress, anew=anew)
-    _show_run(screen, tuned.run.path)
+    show_run(screen, tuned.run.path)
     raise typer.Exit(tuned.verdict.exit_code)
 
 
@@ -292,7 +293,7 @@ def report(
 
     screen = Screen(as_json=form is Format.json)
     write_pages(RunFolder(run))
-    _show_run(screen, run)
+    show_run(screen, run)
 
 
 @app.command()
@@ -334,8 +335,8 @@ def power(
     for line in others:
         screen.show(f"not in the table, {plain(line)}" if rows else plain(line))
     source = f"expected from {baseline}" if baseline is not None else f"assuming that {flip_rate:.0%} of the items flip"
-    run = f"α = {alpha:g} over the whole run of {looks} looks"
-    screen.show(f"points that are proven with probability {power:g}, {run}; {source}")
+    level = f"α = {alpha:g} over the whole run of {looks} looks"
+    screen.show(f"points that are proven with probability {power:g}, {level}; {source}")
     finite = [
         {key: value if not isinstance(value, float) or math.isfinite(value) else None for key, value in row.items()}
         for row in map(dataclasses.asdict, rows)
@@ -348,42 +349,6 @@ def power(
             "power": power,
             "capabilities": finite,
             "unplanned": others,
-        }
-    )
-
-
-def _show_run(screen: Screen, folder: Path) -> None:
-    from backslide.report.summary import Summary
-    from backslide.report.terminal import headline, loss_line, verdict_table
-    from backslide.report.text import plain
-    from backslide.rundir import RunFolder
-
-    summary = Summary.of(RunFolder(folder))
-    if summary.account is not None:
-        show_account(screen, folder, summary, summary.account)
-        return
-    screen.show(verdict_table(summary.verdict))
-    screen.show(headline(summary.verdict))
-    if spent := summary.opened_again:
-        screen.show(spent)
-    if line := loss_line(summary):
-        screen.show(line)
-    if summary.diagnosis.regressed_at is not None:
-        screen.show(f"regression proven at step {summary.diagnosis.regressed_at}")
-    for cause in summary.diagnosis.causes:
-        screen.show(f"cause: {plain(cause.name)}: {plain(cause.evidence)}")
-    for line in summary.diagnosis.advice:
-        screen.show(f"- {plain(line)}")
-    screen.show(f"→ {summary.run.page}, report.md and junit.xml")
-    screen.result(
-        {
-            "run": str(folder),
-            "openings": summary.openings,
-            "regressed_at": summary.diagnosis.regressed_at,
-            "advice": list(summary.diagnosis.advice),
-            "diagnosis": summary.diagnosis.to_dict(),
-            "repair": None,
-            "verdict": summary.verdict.to_dict(),
         }
     )
 

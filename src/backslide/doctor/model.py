@@ -175,7 +175,6 @@ def _tokens(
     notes: Notebook,
 ) -> float:
     """Look at the examples as tokens; the share of those in which nothing is learnt."""
-    chats = [data for data in (train, old) if data is not None and data.chats]
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         notes.error("model.base", "its tokenizer has neither a padding nor an end token", "set pad_token and eos_token")
     elif tokenizer.eos_token is None and train is not None and not (train.chats and tokenizer.chat_template):
@@ -184,7 +183,7 @@ def _tokens(
         notes.error("cure.data", "is chat, and the tokenizer has no chat template", "set a template, or give texts")
     if train is None:
         return 0.0
-    if train.chats and chats and not tokenizer.chat_template:
+    if train.chats and not tokenizer.chat_template:
         notes.warning(
             "data.train",
             "the tokenizer has no chat template: messages would be trained on as plain text, a line a turn",
