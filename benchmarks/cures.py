@@ -8,7 +8,7 @@
 SmolLM2-135M in bf16 on the dialogues of `--data` (default: ../shared/data); target = loss on held-out dialogues.
 Retention on ARC-Easy, PIQA and `EACH` items of each capability of the repertoire. Each run leaves
 benchmarks/results/cures/NAME.json; one that is there already is not made again, and `run` goes on where it was
-interrupted. `table` writes the table and the plot into docs/ from the files that are there; `rounding` prints how many
+interrupted. A CPU that has no bf16 makes its products in fp32 (`half.py`), which the file says. `table` writes the table and the plot into docs/ from the files that are there; `rounding` prints how many
 of the base's weights are too large for a step of full fine-tuning to change them in bf16.
 """
 
@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from cures_plan import FORGETS, RESULTS, Run, planned, runs
 from cures_table import publish
+from half import quicken
 from lm_eval_tasks import FILES
 from torch.nn.functional import log_softmax
 from transformers import PrinterCallback, TrainerCallback
@@ -312,7 +313,7 @@ def main() -> None:
         for folder in ("dialogues", "benchmarks"):
             if not (asked.data / folder).is_dir():
                 raise SystemExit(f"{asked.data}: has no {folder}; give the folder with --data")
-    end = time.monotonic() + 60 * asked.minutes
+    end, wide = time.monotonic() + 60 * asked.minutes, asked.what == "run" and quicken()
     for run in runs():
         path = RESULTS / f"{run.name}.json"
         if not run.name.startswith(asked.only):
@@ -320,7 +321,7 @@ def main() -> None:
         if asked.what == "list":
             print(run.name, "done" if path.exists() else "")
         elif not path.exists() and time.monotonic() < end:
-            found = measure(asked.data, run)
+            found = measure(asked.data, run) | ({"bf16": "in fp32"} if wide else {})
             RESULTS.mkdir(parents=True, exist_ok=True)
             write_json(path, found)
             kept = found["retention"]["repertoire"]
