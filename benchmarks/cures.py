@@ -8,8 +8,9 @@
 SmolLM2-135M in bf16 on the dialogues of `--data` (default: ../shared/data); target = loss on held-out dialogues.
 Retention on ARC-Easy, PIQA and `EACH` items of each capability of the repertoire. Each run leaves
 benchmarks/results/cures/NAME.json; one that is there already is not made again, and `run` goes on where it was
-interrupted. A CPU that has no bf16 makes its products in fp32 (`half.py`), which the file says. `table` writes the table and the plot into docs/ from the files that are there; `rounding` prints how many
-of the base's weights are too large for a step of full fine-tuning to change them in bf16.
+interrupted. Where the CPU has no bf16, its products are made in fp32 (`half.py`), and the files say so. `table` writes
+the table and the plot into docs/ from the files that are there; `rounding` prints how many of the base's weights are
+too large for a step of full fine-tuning to change them in bf16.
 """
 
 from __future__ import annotations

@@ -175,6 +175,7 @@ def _keep(run: RunFolder, verdict: Verdict, old: Record, new: Record, part: Part
     new.save(run.final)
     run.save_verdict(verdict)
     write_pages(run)
+    run.release()
     return verdict
 
 

@@ -14,6 +14,7 @@
     report.html report.md junit.xml
     model/                   the trained model or adapter, where `backslide tune` made the run
     checkpoints/             what that goes on from where it was interrupted; see `backslide.resume`
+    .lock                    empty; held by the process that writes here
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 from backslide import openings
 from backslide.errors import RecordError
 from backslide.files import dump, read_json, write_json, write_lines
+from backslide.lock import Claim
 from backslide.record import Record
 from backslide.verdict import Verdict
 
@@ -47,18 +49,33 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._claim: Claim | None = None
+
+    def claim(self) -> None:
+        """Keep other processes from writing here, until `release` or the end of this one.
+
+        Raises `ConfigError` where another one is at it.
+        """
+        self._claim = self._claim or Claim(self.path)
+
+    def release(self) -> None:
+        """Let others write."""
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
 
     def exists(self) -> bool:
         """Whether a run was begun here."""
         return (self.path / "run.json").is_file()
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Start a run. What an earlier run left here is moved to `earlier/`, so that nothing measured is lost.
+        """Claim the folder and start a run. What an earlier one left moves to `earlier/`: nothing measured is lost.
 
         How often the gate half was opened stays known: the new events begin with the openings of before.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RecordError(f"{self.path}: is a file; name a folder for the run")
+        self.claim()
         left = [name for name in _OWN if _holds(self.path / name)]
         if left:
             target, opened = self._earlier(), openings.carried(self.events())

@@ -24,7 +24,7 @@ def test_a_second_run_moves_all_of_the_first_aside(run: RunFolder) -> None:
     contents: list[dict[str, bytes]] = []
     for number in range(3):
         run.begin({"number": number})
-        assert sorted(p.name for p in run.path.iterdir() if p.name != "notes.txt") == (
+        assert sorted(p.name for p in run.path.iterdir() if p.name not in ("notes.txt", ".lock")) == (
             ["earlier", "run.json"] if number else ["run.json"]
         )
         (run.path / "notes.txt").write_text("not of a run")
@@ -46,7 +46,7 @@ def test_a_second_run_moves_all_of_the_first_aside(run: RunFolder) -> None:
 
 def _files(path: Path) -> dict[str, bytes]:
     files = [p for p in path.rglob("*") if p.is_file() and "earlier" not in p.relative_to(path).parts]
-    return {str(p.relative_to(path)): p.read_bytes() for p in files if p.name != "notes.txt"}
+    return {str(p.relative_to(path)): p.read_bytes() for p in files if p.name not in ("notes.txt", ".lock")}
 
 
 def test_a_run_killed_while_it_moved_the_first_aside_loses_nothing(

@@ -193,6 +193,7 @@ class _Repair:
                 run.begin(self._config(identity))
                 run.append([{"event": "begin", "says": f"repairing {self.line.tuned} towards {self.line.base}"}])
             else:
+                run.claim()
                 run.append([{"event": "resumed", "says": "goes on where it was interrupted"}])
             if baseline is None:
                 baseline = self._measured()

@@ -172,6 +172,8 @@ def _resume(found: Begun, options: Options, training: Training, model: Any) -> N
 def _saved(run: RunFolder, ranks: Ranks) -> tuple[dict[str, Any], list[dict[str, Any]], list[Record], Record | None]:
     if not ranks.first:
         return {}, [], [], None
+    if run.exists():
+        run.claim()
     config = run.config if run.exists() else {}
     baseline = Record.load(run.baseline) if run.baseline.exists() else None
     return config, run.events(), [*run.steps(), *run.lost()], baseline

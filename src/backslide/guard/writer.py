@@ -38,12 +38,13 @@ class Writer:
         return name not in self._left
 
     def end(self) -> None:
-        """Try everything a last time, and say what is lost."""
+        """Try everything a last time, say what is lost, and let others write there."""
         if self._writes and not self._try_again():
             lost = [*(["events.jsonl"] if self._events else []), *self._left]
             self._warn(
                 f"{self.run.path}: could not be written: {', '.join(lost)}; what they say is lost with this process"
             )
+        self.run.release()
 
     def _try_again(self) -> bool:
         try:
