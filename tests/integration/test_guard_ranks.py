@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from backslide.guard.callback import Guard
 from backslide.rundir import RunFolder
 from backslide.scoring.ranks import Ranks
 from guard_runs import SMALL, STEPS, make, suite
-from processes import two
+from processes import two, two_by_torchrun
 
 
-def watched(folder: Path, kind: str) -> list[dict[str, Any]]:
+def watched(folder: Path, kind: str, launch: Callable[..., str] = two) -> list[dict[str, Any]]:
     """What each of two processes saw."""
-    two(guard_ranks.__file__, folder, kind)
+    launch(guard_ranks.__file__, folder, kind)
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -28,7 +29,7 @@ def same(first: dict[str, Any], second: dict[str, Any], *names: str) -> None:
 
 
 def test_each_item_is_scored_once_and_all_have_the_record_of_one_process(tmp_path: Path) -> None:
-    first, second = watched(tmp_path, "trainer")
+    first, second = watched(tmp_path, "trainer", two_by_torchrun)
     same(first, second, "weights")
     assert first["scored"] and second["scored"] and not set(first["scored"]) & set(second["scored"])
     work = sorted(len(rank["scored"]) for rank in (first, second))

@@ -7,7 +7,6 @@ import json
 import resource
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,13 @@ from backslide.suite.suite import Suite
 from backslide.testing import tiny_model, tiny_tokenizer
 from backslide.verdict import Zone
 from guard_runs import SMALL, STEPS, make
+from processes import forked, fresh
 
 SUITE = guard_runs.suite()
 
 
 def script(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, guard_runs.__file__, str(folder), *more], capture_output=True, text=True, timeout=240
-    )
+    return forked(guard_runs.__file__, folder, *more)
 
 
 def quiet(line: str) -> None:
@@ -55,7 +53,7 @@ def found(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = script(folder)
+    done = fresh(guard_runs.__file__, folder)
     assert done.returncode == 0, done.stderr
     return found(folder)
 

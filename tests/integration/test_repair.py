@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +34,7 @@ from backslide.suite.suite import Suite
 from backslide.testing import tiny_model, tiny_tokenizer
 from backslide.tune import Tuned, tune
 from backslide.verdict import Zone
+from processes import forked
 
 TEXTS = [{"text": f"Customer: question {i:02}? Agent: answer {i:02}."} for i in range(16)]
 WIDE = {"tolerance": 0.2, "drift": 0.5}
@@ -240,7 +240,7 @@ def test_killed_and_started_again_it_goes_on(
 ) -> None:
     out, arguments = tmp_path / "out", [str(tiny_folder), str(runs["full"].model)]
     if place == "monitor half 2":
-        ran = subprocess.run([sys.executable, __file__, *arguments, str(out), place], capture_output=True, text=True)
+        ran = forked(__file__, *arguments, out, place)
         assert ran.returncode == -signal.SIGKILL, ran.stderr
     else:
         with pytest.raises(KeyboardInterrupt):

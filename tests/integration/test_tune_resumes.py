@@ -6,8 +6,6 @@ import json
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from backslide.files import write_lines
 from backslide.resume import checkpoints
 from backslide.rundir import RunFolder
 from backslide.tune import Tuned
-from processes import another
+from processes import another, forked
 from tune_runs import STEPS, config, run
 
 
@@ -31,10 +29,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def killed(folder: Path, base: Path, kind: str, where: str) -> None:
-    done = subprocess.run(
-        [sys.executable, tune_runs.__file__, str(folder), str(base), kind, "--kill", where],
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    done = forked(tune_runs.__file__, folder, base, kind, "--kill", where)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 

@@ -20,10 +20,14 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 from backslide.guard.callback import Guard
 from backslide.models import BUILTIN, load_model
 from backslide.rundir import RunFolder
+from backslide.scoring.engine import Settings
 from backslide.suite.suite import Suite
 from backslide.verdict import Zone
 
 pytestmark = pytest.mark.real
+
+SHORT = Settings(max_new_tokens=12)
+"""The first words of a reply: most of a look's time goes into them, one after the other."""
 
 FASTEST = "auto"
 """bf16, where the machine has it; a CPU that emulates it would take hours."""
@@ -43,12 +47,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     yield
 
 
-@pytest.fixture(scope="module")
-def suite() -> Suite:
-    """A part of the repertoire, so that the test is short."""
-    items = Suite.repertoire().sample(60).items
+def part(count: int) -> Suite:
+    """Questions that the model replies to, most of what it knows best: replies are what a look spends its time on."""
+    items = Suite.repertoire().sample(count).items
     chosen = [item for item in items if item.capability == "short_answers"]
     return Suite(name="short", items=(*chosen, *(item for item in items if item.kind == "open")))
+
+
+@pytest.fixture(scope="module")
+def suite() -> Suite:
+    """Enough to see that a look was made."""
+    return part(16)
 
 
 def lora() -> LoraConfig:
@@ -77,7 +86,7 @@ def trainer_of(kind: str, folder: Path, guard: Guard) -> Any:
 
 @pytest.mark.parametrize("kind", ["sft full", "sft lora", "dpo", "grpo"])
 def test_a_run_of_each_kind(tmp_path: Path, suite: Suite, kind: str) -> None:
-    guard = Guard(suite, every=1, say=lambda _: None)
+    guard = Guard(suite, every=1, settings=SHORT, say=lambda _: None)
     trainer_of(kind, tmp_path, guard).train()
     assert [look.step for look in guard.looks] == [1, 2] and guard.verdict is not None
     assert guard.baseline is not None and guard.final is not None
@@ -91,7 +100,7 @@ def test_a_loop_of_ones_own(tmp_path: Path, suite: Suite) -> None:
     model = loaded.model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
     tokens = loaded.tokenizer("One flat white, to go.", return_tensors="pt").input_ids
-    guard = Guard(suite, every=1, run_dir=tmp_path, say=lambda _: None)
+    guard = Guard(suite, every=1, settings=SHORT, run_dir=tmp_path, say=lambda _: None)
     guard.before_training(model, loaded.tokenizer, steps=2, optimizer=optimizer)
     for step in (1, 2):
         loss = model(input_ids=tokens, labels=tokens).loss
@@ -114,11 +123,11 @@ def test_the_tutorial(tmp_path: Path) -> None:
     assert verdict["zone"] != "regressed", "six steps at 5e-5 are harmless, as the tutorial says"
 
 
-def test_a_rollback_mends_what_a_bad_rate_had_broken(tmp_path: Path, suite: Suite) -> None:
+def test_a_rollback_mends_what_a_bad_rate_had_broken(tmp_path: Path) -> None:
     text = (importlib.resources.files("backslide.demo") / "data" / "train.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()[:3]]
     loaded = load_model(BUILTIN, dtype=FASTEST)
-    guard = Guard(suite, every=4, on_regression="rollback", lr_factor=0.001, say=lambda _: None)
+    guard = Guard(part(40), every=4, settings=SHORT, on_regression="rollback", lr_factor=0.001, say=lambda _: None)
     args = SFTConfig(
         output_dir=str(tmp_path), **{**COMMON, "max_steps": 16, "learning_rate": 1e-3, "per_device_train_batch_size": 3},
         lr_scheduler_type="constant", max_length=128,
