@@ -1,11 +1,13 @@
 """Suites of lm-eval's tasks against lm-eval itself: are `results` equal, and how long does either take?
 
     python benchmarks/suites_lm_eval.py [--data ../shared/data/benchmarks] [--docs 300] [--shots 0 5] [--only arc_easy]
+                                        [--batch 8]
 
-SmolLM2-135M-Instruct in fp32 on one thread. The tasks are local files over the benchmarks' data, each with the prompt
-of lm-eval's task of that name; the shots come from the documents after those that are asked. Our side goes all the way:
-`load_lm_eval`, a record, and the record replayed through lm-eval's evaluator; lm-eval's is `simple_evaluate` with its
-`hf` model. A row a task and number of shots is printed as it is found, and the exit code says whether all were equal.
+SmolLM2-135M-Instruct in fp32 on one thread; `--batch` is lm-eval's, whose results do not depend on it in fp32. The tasks
+are local files over the benchmarks' data, each with the prompt of lm-eval's task of that name; the shots come from the
+documents after those that are asked. Our side goes all the way: `load_lm_eval`, a record, and the record replayed through
+lm-eval's evaluator; lm-eval's is `simple_evaluate` with its `hf` model. A row a task and number of shots is printed as it
+is found, and the exit code says whether all were equal.
 """
 
 from __future__ import annotations
@@ -32,9 +34,6 @@ from backslide.models import BUILTIN, load_model
 from backslide.scoring.engine import Scorer
 from backslide.suite.lm_eval import TaskOptions, load_lm_eval
 
-BATCH = 8
-"""lm-eval's; its results do not depend on it in fp32."""
-
 
 def write_task(name: str, data: Path, folder: Path, docs: int) -> None:
     """A task file over the first `docs` documents, with the 200 after them to draw shots from."""
@@ -59,7 +58,7 @@ def write_task(name: str, data: Path, folder: Path, docs: int) -> None:
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
 
-def measure(name: str, shots: int, model: Any, tokenizer: Any, data: Path, docs: int) -> dict[str, Any]:
+def measure(name: str, shots: int, model: Any, tokenizer: Any, data: Path, docs: int, batch: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_task(name, data, folder, docs)
@@ -70,7 +69,7 @@ def measure(name: str, shots: int, model: Any, tokenizer: Any, data: Path, docs:
         ours_seconds = time.perf_counter() - begin
         begin = time.perf_counter()
         theirs: Any = simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH),
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
             tasks=[name],
             task_manager=TaskManager(include_path=str(folder), include_defaults=False),
             num_fewshot=shots,
@@ -104,6 +103,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/benchmarks"))
     parser.add_argument("--docs", type=int, default=300)
     parser.add_argument("--shots", type=int, nargs="*", default=[0, 5])
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--only", nargs="*", default=list(FILES), choices=list(FILES))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -115,7 +115,7 @@ def main() -> int:
     good = True
     for shots in options.shots:
         for name in options.only:
-            row = measure(name, shots, loaded.model, loaded.tokenizer, options.data, options.docs)
+            row = measure(name, shots, loaded.model, loaded.tokenizer, options.data, options.docs, options.batch)
             good &= row["equal"] and row["hashes equal"]
             print(json.dumps(row), flush=True)
     return 0 if good else 1
