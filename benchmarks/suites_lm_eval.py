@@ -3,11 +3,11 @@
     python benchmarks/suites_lm_eval.py [--data ../shared/data/benchmarks] [--docs 300] [--shots 0 5] [--only arc_easy]
                                         [--batch 8]
 
-SmolLM2-135M-Instruct in fp32 on one thread; `--batch` is lm-eval's, whose results do not depend on it in fp32. The tasks
-are local files over the benchmarks' data, each with the prompt of lm-eval's task of that name; the shots come from the
-documents after those that are asked. Our side goes all the way: `load_lm_eval`, a record, and the record replayed through
-lm-eval's evaluator; lm-eval's is `simple_evaluate` with its `hf` model. A row a task and number of shots is printed as it
-is found, and the exit code says whether all were equal.
+SmolLM2-135M-Instruct in fp32 on one thread; `--batch` is lm-eval's, whose results do not depend on it in fp32. The
+tasks are local files over the benchmarks' data, each with the prompt of lm-eval's task of that name; the shots come
+from the documents after those that are asked. Our side goes all the way: `load_lm_eval`, a record, and the record
+replayed through lm-eval's evaluator; lm-eval's is `simple_evaluate` with its `hf` model. A row a task and number of
+shots is printed as it is found, and the exit code says whether all were equal.
 """
 
 from __future__ import annotations
