@@ -108,7 +108,8 @@ def kept(results: Iterable[Result], part: str) -> Estimate:
     of it, the change is proven. Items count as independent of one another. How far another seed would be is not in it.
     """
     rows = [result["retention"][part] for result in results]
-    before, alpha = rows[0]["before"], (1 - LEVEL) / 2
+    # Of one base, up to the rounding of the machines that the seeds were made on.
+    before, alpha = fmean(row["before"] for row in rows), (1 - LEVEL) / 2
     drops = [hard_interval(row["items"], row["lost"], row["won"], alpha_lower=alpha, alpha_upper=alpha) for row in rows]
     low, high = before - fmean(d.upper for d in drops), before - fmean(d.lower for d in drops)
     return Estimate(fmean(row["after"] for row in rows), low, high)

@@ -82,14 +82,28 @@ def section(found: Points) -> str:
     return "\n".join([
         f"{sum(map(len, found.values()))} of {len(runs())} runs are made. Base: target loss "
         f"{start['target']['before']:.3f}, {base}, old prose {rated['repertoire']['bits'][0]:.3f} bits a byte. "
-        f"Intervals are at {LEVEL:.0%}.",
+        f"Intervals are at {LEVEL:.0%}.{_wide(found)}",
         *groups(found), *given_back(found), *auto_against_checkpoints(found), *at_equal_loss(found), *foretold(found),
     ])  # fmt: skip
 
 
 def _any(found: Points) -> Result:
-    """All results tell the same of the base."""
-    return next(iter(next(iter(found.values())).values()))
+    """All results tell the same of the base, but for the rounding of those that a machine without bf16 made."""
+    results = [result for by_seed in found.values() for result in by_seed.values()]
+    return next((result for result in results if "bf16" not in result), results[0])
+
+
+def _wide(found: Points) -> str:
+    """Which runs a machine without bf16 made, and how its base differs."""
+    wide = [(point, seed) for point, by_seed in found.items() for seed in by_seed if "bf16" in by_seed[seed]]
+    if not wide:
+        return ""
+    point, seed = wide[0]
+    accuracy = found[point][seed]["retention"]["repertoire"]["before"]
+    return (
+        f" {len(wide)} of the runs (seed {', '.join(sorted({str(seed) for _, seed in wide}))}) were made where the CPU "
+        f"has no bf16: its products were made in fp32 and rounded to bf16. The base has {100 * accuracy:.1f}% there."
+    )
 
 
 # The plot.
