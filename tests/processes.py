@@ -82,13 +82,18 @@ def two(script: str | Path, *arguments: str | Path) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     pair = [
         Forked(script, *arguments, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in (0, 1)
     ]
-    while all(one.process.exitcode is None for one in pair):
-        multiprocessing.connection.wait([one.process.sentinel for one in pair], timeout=LONGEST)
+    multiprocessing.connection.wait([one.process.sentinel for one in pair], timeout=LONGEST)
     if any(one.process.exitcode for one in pair):
         for one in pair:
             one.process.join(5)
@@ -115,21 +120,27 @@ def two_by_torchrun(script: str | Path, *arguments: str | Path) -> str:
 
 HOLD = """
 import sys, time
+from pathlib import Path
+from backslide.cure.place import sole
 from backslide.rundir import RunFolder
-run = RunFolder(sys.argv[1])
-run.begin({})
+folder, what = sys.argv[1:]
+if what == "repair":
+    kept = sole(folder)
+    kept.__enter__()
+else:
+    kept = RunFolder(folder)
+    kept.begin({})
 print("held", flush=True)
 time.sleep(600)
 """
 
 
 @contextmanager
-def another(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process, which has begun a run in the folder and goes on with it until the end of the block."""
+def another(folder: Path, what: str = "run") -> Iterator[subprocess.Popen[str]]:
+    """Another process, which has begun a run or a repair in the folder and is at it until the end of the block."""
+    command = [sys.executable, "-c", HOLD, str(folder), what]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True, env=env
-    ) as made:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as made:
         assert made.stdout is not None and made.stdout.readline() == "held\n"
         try:
             yield made

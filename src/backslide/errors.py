@@ -56,6 +56,10 @@ class ConfigError(InputError):
     """A configuration file or an argument is wrong."""
 
 
+class BusyError(ConfigError):
+    """Another process is writing where this one was told to write."""
+
+
 class RunError(BackslideError):
     """The run itself broke."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from backslide.errors import MismatchError, RecordError
 from backslide.files import check_writable, writing
 from backslide.judge import judge
 from backslide.lm_eval_results import Answers, Samples, check_out, read_samples, write_results
+from backslide.lock import claimed
 from backslide.models import Loaded, load_model
 from backslide.record import Record, pair
 from backslide.report.pages import write_pages
@@ -128,35 +130,36 @@ def check_model(
         raise RecordError(f"{out}: is a file; give a folder for the report")
     if out is not None:
         check_writable(Path(out), RecordError, folder=True)
-    loaded = loaded or load_model(model, dtype=str(dtype), say=say)
-    settings = Settings() if isinstance(given, Samples) else settings_of(given)
-    if isinstance(given, Record) and settings.chat and not getattr(loaded.tokenizer, "chat_template", None):
-        raise MismatchError(
-            f"{model}: its tokenizer has no chat template, and the baseline was asked through that of "
-            f"{given.header.model}; copy that one (chat_template.jinja, or chat_template in tokenizer_config.json), or "
-            "measure the baseline with --no-chat"
-        )
-    scorer = Scorer(chosen, loaded.model, loaded.tokenizer, settings)
-    old = _answered(given, answers, scorer, loaded) if isinstance(given, Samples) else given
-    # What does not fit is refused before minutes are spent on scoring.
-    pair(old, scorer.unanswered(loaded.model, part=part))
-    probe = any(outcome.kind == "answer" and outcome.scores for outcome in old.outcomes)
-    new = scorer.measure(loaded.model, part=part, probe=probe, name=model, progress=progress)
-    _tell(new, say)
-    verdict = judge(old, new, tolerance=accepted, level=level)
-    if out is not None:
-        setup = {
-            "model": model,
-            "suite": chosen.name,
-            "suite_hash": chosen.hash,
-            "alpha": alpha,
-            "tolerance": tolerance,
-            "tolerance_drift": drift,
-            "questions": {item.id: item.prompt for item in chosen.items if isinstance(item, OpenItem)},
-            "versions": versions(),
-        }
-        with writing(Path(out), RecordError):
-            verdict = _keep(RunFolder(out), verdict, old, new, part, setup)
+    with claimed(Path(out)) if out is not None else contextlib.nullcontext():
+        loaded = loaded or load_model(model, dtype=str(dtype), say=say)
+        settings = Settings() if isinstance(given, Samples) else settings_of(given)
+        if isinstance(given, Record) and settings.chat and not getattr(loaded.tokenizer, "chat_template", None):
+            raise MismatchError(
+                f"{model}: its tokenizer has no chat template, and the baseline was asked through that of "
+                f"{given.header.model}; copy that one (chat_template.jinja, or chat_template in "
+                "tokenizer_config.json), or measure the baseline with --no-chat"
+            )
+        scorer = Scorer(chosen, loaded.model, loaded.tokenizer, settings)
+        old = _answered(given, answers, scorer, loaded) if isinstance(given, Samples) else given
+        # What does not fit is refused before minutes are spent on scoring.
+        pair(old, scorer.unanswered(loaded.model, part=part))
+        probe = any(outcome.kind == "answer" and outcome.scores for outcome in old.outcomes)
+        new = scorer.measure(loaded.model, part=part, probe=probe, name=model, progress=progress)
+        _tell(new, say)
+        verdict = judge(old, new, tolerance=accepted, level=level)
+        if out is not None:
+            setup = {
+                "model": model,
+                "suite": chosen.name,
+                "suite_hash": chosen.hash,
+                "alpha": alpha,
+                "tolerance": tolerance,
+                "tolerance_drift": drift,
+                "questions": {item.id: item.prompt for item in chosen.items if isinstance(item, OpenItem)},
+                "versions": versions(),
+            }
+            with writing(Path(out), RecordError):
+                verdict = _keep(RunFolder(out), verdict, old, new, part, setup)
     return verdict
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from backslide.config import SELF, TuneConfig
 from backslide.errors import InputError, shown
 from backslide.files import read_json, write_json
+from backslide.lock import first_process
 from backslide.record import Record
 from backslide.rundir import CHECKPOINTS, RunFolder
 
@@ -83,7 +84,8 @@ def find(config: TuneConfig, suite_hash: str, sources: Mapping[str, str], *, ane
     for checkpoint in reversed(checkpoints(run.path / CHECKPOINTS)):
         if not (checkpoint / WHOLE).exists():
             # Half of one, which a killed process left; it may be as large as the others.
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            if first_process():
+                shutil.rmtree(checkpoint, ignore_errors=True)
             continue
         wrong = lost or broken(checkpoint)
         if not wrong:

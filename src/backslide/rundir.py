@@ -14,7 +14,7 @@
     report.html report.md junit.xml
     model/                   the trained model or adapter, where `backslide tune` made the run
     checkpoints/             what that goes on from where it was interrupted; see `backslide.resume`
-    .lock                    empty; held by the process that writes here
+    .lock                    while a process writes here; see `backslide.lock`
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RunFolder:
     def claim(self) -> None:
         """Keep other processes from writing here, until `release` or the end of this one.
 
-        Raises `ConfigError` where another one is at it.
+        Raises `BusyError` where another one is at it.
         """
         self._claim = self._claim or Claim(self.path)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,7 @@ from backslide.cure.attached import Cures
 from backslide.data import TrainingData, passages
 from backslide.errors import BackslideError, ConfigError, DataError, InputError, ModelError, RunError, shown
 from backslide.guard.callback import Guard
-from backslide.lock import FILE as LOCK
-from backslide.lock import claimed
+from backslide.lock import claimed, first_process
 from backslide.models import DTYPES, Loaded, load_model, model_fingerprint, quiet
 from backslide.record import Record
 from backslide.resume import Start, anew_of, digests, find, restore_snapshot
@@ -126,10 +124,14 @@ def tune(
     for part in (data, held_out):
         if part is not None and part.skipped:
             say(f"{part.path}: {part.skipped} empty lines are left out")
-    with _folder(config.folder):
+    with _folder(config.folder), claimed(config.folder) if first_process() else contextlib.nullcontext():
         start = find(config, suite.hash, sources, anew=anew)
         noted = [_NoteLeaks(guard, leaks), *callbacks]
-        return _tune(config, data, held_out, guard, cures, say, progress, noted, start)
+        try:
+            return _tune(config, data, held_out, guard, cures, say, progress, noted, start)
+        finally:
+            if guard.run is not None:
+                guard.run.release()
 
 
 def _tune(
@@ -221,20 +223,15 @@ def _noted(leak: Leak) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    """Make the run's folder and claim it; where the run is refused, what is still empty goes again."""
+    """Make the run's folder; where the run is refused, what is still empty goes again."""
     new = [folder for folder in (path / CHECKPOINTS, path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as bad:
         raise ConfigError(f"output.dir is {str(path)!r}, which cannot be made: {bad.strerror}; name another") from None
-    # The first process writes for all, and torch.distributed is not begun yet.
-    first = os.environ.get("RANK", "0") == "0"
     try:
-        with claimed(path) if first else contextlib.nullcontext():
-            yield
+        yield
     except InputError:
-        if first and path in new and [file.name for file in path.iterdir()] == [LOCK]:
-            (path / LOCK).unlink()
         for folder in new:
             with contextlib.suppress(OSError):
                 folder.rmdir()

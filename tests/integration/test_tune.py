@@ -131,7 +131,7 @@ def test_a_model_that_forgot_is_stopped_and_fails_the_gate(tmp_path: Path, tiny_
     verdict = check_model(str(tuned.model), tuned.run.baseline, suite=choices, out=out)
     assert verdict.exit_code == 1
     assert {path.name for path in out.iterdir()} == {
-        "run.json", "baseline.jsonl", "final.jsonl", "events.jsonl", "verdict.json", ".lock", *PAGES,
+        "run.json", "baseline.jsonl", "final.jsonl", "events.jsonl", "verdict.json", *PAGES,
     }  # fmt: skip
 
 

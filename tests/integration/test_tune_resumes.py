@@ -19,7 +19,7 @@ from backslide.files import write_lines
 from backslide.resume import checkpoints
 from backslide.rundir import RunFolder
 from backslide.tune import Tuned
-from processes import another, forked
+from processes import forked
 from tune_runs import STEPS, config, run
 
 
@@ -97,17 +97,6 @@ def test_checkpoints_change_nothing(tmp_path: Path, tiny_folder: Path) -> None:
         )
         found.append((weights(tuned), losses(tuned)))
     assert found[0] == found[1]
-
-
-def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
-    """As where the same command was given twice: half a checkpoint of the first is not for the second to remove."""
-    setup = config(tmp_path, tiny_folder, "lora")
-    with another(setup.folder):
-        half = setup.folder / "checkpoints" / "checkpoint-3"
-        half.mkdir(parents=True)
-        with pytest.raises(ConfigError, match="another process is writing its run there"):
-            run(setup)
-        assert half.is_dir() and not (setup.folder / "earlier").exists()
 
 
 class Stop(TrainerCallback):

@@ -68,10 +68,11 @@ def demo(
 ) -> None:
     """Train a small model twice, once too hard, see what it forgets, and cure it: seven minutes on a laptop."""
     from backslide.demo.story import tell
+    from backslide.lock import claimed
 
-    screen = Screen()
-    with screen.working():
-        good = tell(screen, out or _free(Path("runs/demo")), dialogues=dialogues)
+    screen, folder = Screen(), out or _free(Path("runs/demo"))
+    with screen.working(), claimed(folder):
+        good = tell(screen, folder, dialogues=dialogues)
     raise typer.Exit(0 if good else 4)
 
 

@@ -27,11 +27,22 @@ from typing import Any
 
 from backslide.errors import ConfigError, InputError, RecordError
 from backslide.files import check_writable
+from backslide.lock import claimed
 from backslide.record import Record
 from backslide.rundir import RunFolder
 
 RECORDS = "backslide"
 _LAST = ("config.json", "adapter_config.json")
+
+
+def sole(out: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Keep other processes from repairing into `out`: what is there, and its weights in the making, are one's own.
+
+    Raises `BusyError` where another one is at it.
+    """
+    full = Path(out).expanduser().resolve()
+    # Beside it: a folder that holds anything is none for a repair.
+    return claimed(Path(out), full.parent / f".{full.name}.lock")
 
 
 class Place:

@@ -26,7 +26,7 @@ from backslide.cure.known import half, known
 from backslide.cure.line import AdapterLine, Line, open_line
 from backslide.cure.moving import Moving
 from backslide.cure.origin import check_base, check_base_itself, tell_other_base
-from backslide.cure.place import Place
+from backslide.cure.place import Place, sole
 from backslide.cure.search import GRID, Found, Keeping, search
 from backslide.cure.target import TargetLoss
 from backslide.errors import RunError
@@ -119,12 +119,13 @@ def repair(
     line = open_line(base, tuned, say)
     tell_other_base(line, say)
     identity = _identity(line, inputs)
-    place = Place(out, identity)
-    if place.outcome is not None:
-        say(f"{place.out}: this repair has ended already; what came of it is shown again")
-    else:
-        _Repair(line, inputs, place, settings, say, progress).run(identity)
-    return _read(place)
+    with sole(out):
+        place = Place(out, identity)
+        if place.outcome is not None:
+            say(f"{place.out}: this repair has ended already; what came of it is shown again")
+        else:
+            _Repair(line, inputs, place, settings, say, progress).run(identity)
+        return _read(place)
 
 
 def _identity(line: Line, inputs: Inputs) -> dict[str, Any]:
@@ -193,7 +194,6 @@ class _Repair:
                 run.begin(self._config(identity))
                 run.append([{"event": "begin", "says": f"repairing {self.line.tuned} towards {self.line.base}"}])
             else:
-                run.claim()
                 run.append([{"event": "resumed", "says": "goes on where it was interrupted"}])
             if baseline is None:
                 baseline = self._measured()

@@ -15,7 +15,7 @@ from backslide.cure.repair import Repaired, repair
 from backslide.cure.target import TargetLoss
 from backslide.data import TrainingData
 from backslide.demo.screen import Screen, heading
-from backslide.errors import ConfigError
+from backslide.errors import BusyError, ConfigError
 from backslide.models import load_model
 from backslide.report.line import line_table
 from backslide.report.summary import Reply, Summary
@@ -75,6 +75,8 @@ def _repaired(screen: Screen, out: Path, base: str, forgot: Summary, suite: Suit
 
     try:
         done = again()
+    except BusyError:
+        raise
     except ConfigError:
         if not (out / "backslide" / "run.json").is_file():
             raise

@@ -54,6 +54,16 @@ def begin(options: Options, training: Training, model: Any, tokenizer: Any) -> B
     """
     ranks = Ranks.of(model)
     run = RunFolder(training.folder)
+    if ranks.first:
+        run.claim()
+    try:
+        return _begin(options, training, model, tokenizer, ranks, run)
+    except BaseException:
+        run.release()
+        raise
+
+
+def _begin(options: Options, training: Training, model: Any, tokenizer: Any, ranks: Ranks, run: RunFolder) -> Begun:
     scorer = Scorer(options.suite, model, tokenizer, options.settings)
     # All that will be asked is written down now: a chat template may write the date, and midnight may come.
     scorer.prepare()
@@ -172,8 +182,6 @@ def _resume(found: Begun, options: Options, training: Training, model: Any) -> N
 def _saved(run: RunFolder, ranks: Ranks) -> tuple[dict[str, Any], list[dict[str, Any]], list[Record], Record | None]:
     if not ranks.first:
         return {}, [], [], None
-    if run.exists():
-        run.claim()
     config = run.config if run.exists() else {}
     baseline = Record.load(run.baseline) if run.baseline.exists() else None
     return config, run.events(), [*run.steps(), *run.lost()], baseline
