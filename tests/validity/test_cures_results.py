@@ -73,7 +73,7 @@ def test_old_loss_rises_with_the_learning_rate(found: Found, method: str) -> Non
     assert rises(values), values
 
 
-@not_so("10, 30 and 60 steps: 1.442, 1.503 and 1.501 bits; of the two seeds one rises from 30 to 60 and one falls")
+@not_so("10, 30 and 60 steps: 1.455, 1.497 and 1.495 bits; of the three seeds one rises from 30 to 60 and two fall")
 def test_old_loss_rises_with_the_steps(found: Found) -> None:
     points = sorted([FORGETS, *plan.planned(group="steps")], key=lambda point: point.steps)
     assert len(points) >= 3
@@ -134,8 +134,8 @@ def test_at_an_equal_rate_lora_drifts_less_and_learns_less_than_all_weights(foun
 
 
 @pytest.mark.parametrize("lost", [
-    pytest.param("drop", marks=not_so("over 68 runs: 0.51 for KL, 0.64 for the distance")),
-    # Nearly a tie: 0.76 and 0.75 over 68 runs.
+    pytest.param("drop", marks=not_so("over 77 runs: 0.46 for KL, 0.59 for the distance")),
+    # Nearly a tie: 0.74 and 0.73 over 77 runs.
     "rise",
 ])  # fmt: skip
 def test_kl_on_the_new_task_foretells_forgetting_better_than_the_distance_of_the_weights(
