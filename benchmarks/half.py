@@ -18,12 +18,13 @@ _registered: list[torch.library.Library] = []
 
 
 def quicken() -> bool:
-    """Make this process's bf16 products on the CPU in fp32, where the machine has no instructions for them.
+    """Make this process's bf16 products on the CPU in fp32, where neither it nor a GPU has instructions for them.
 
     Returns whether it does. Replaced are the kernels of matrix products, below autograd, so that both passes take them
     (other dtypes go on to torch's own kernel, which the `out` variant still reaches), and attention, as a whole.
     """
-    if not _registered and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    able = torch.cuda.is_available(), torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported()
+    if not _registered and not any(able):
         library = torch.library.Library("aten", "IMPL")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")

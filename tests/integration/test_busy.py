@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from backslide.cure.place import RECORDS
 from backslide.cure.repair import repair
 from backslide.errors import BusyError
 from backslide.gate import check_model, take_baseline
 from backslide.guard.callback import Guard
+from backslide.lock import FILE
 from backslide.suite.suite import Suite
 from guard_runs import SMALL, make, suite
 from processes import another
@@ -93,6 +95,19 @@ def test_repair_given_twice(tmp_path: Path, tiny_folder: Path) -> None:
             repair(str(tiny_folder), str(tuned.model), out, suite=suite(), settings=SMALL)
         assert work.is_dir() and not out.exists()
     repair(str(tiny_folder), str(tuned.model), out, suite=suite(), settings=SMALL)
-    assert not list(tmp_path.glob(".out.*"))
-    with another(out, "repair"):
+    assert not list(tmp_path.glob(".out.*")) and not list(tmp_path.rglob(FILE)), "what has ended holds nothing"
+    with another(out, "repair"), another(out / RECORDS):
+        pass
+
+
+def test_repair_that_is_interrupted_lets_go(tmp_path: Path, tiny_folder: Path) -> None:
+    def interrupt(*_: object) -> None:
+        if (tmp_path / "out" / RECORDS / FILE).exists():
+            raise KeyboardInterrupt
+
+    tuned, _ = run(config(tmp_path, tiny_folder, "lora"))
+    with pytest.raises(KeyboardInterrupt) as kept:
+        repair(str(tiny_folder), str(tuned.model), tmp_path / "out", suite=suite(), settings=SMALL, progress=interrupt)
+    assert kept.tb is not None, "as a notebook keeps the last error, and all that it was in"
+    with another(tmp_path / "out", "repair"), another(tmp_path / "out" / RECORDS):
         pass

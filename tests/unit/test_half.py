@@ -30,6 +30,7 @@ products = {{
 }}
 attend = lambda q: F.scaled_dot_product_attention(q, q, q, is_causal=True)
 
+torch.cuda.is_available = lambda: False
 torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: True
 assert not half.quicken(), "a machine that has bf16 goes its own way"
 torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False

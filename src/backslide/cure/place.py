@@ -126,6 +126,10 @@ class Place:
             os.replace(path, target)
         self.clear()
 
+    def close(self) -> None:
+        """Let others write into the repair's records."""
+        self.run.release()
+
     def clear(self) -> None:
         """Remove what was worked with."""
         shutil.rmtree(self.work, ignore_errors=True)

@@ -9,6 +9,7 @@ on disk. Nothing is shipped that it proves regressed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -124,7 +125,8 @@ def repair(
         if place.outcome is not None:
             say(f"{place.out}: this repair has ended already; what came of it is shown again")
         else:
-            _Repair(line, inputs, place, settings, say, progress).run(identity)
+            with contextlib.closing(place):
+                _Repair(line, inputs, place, settings, say, progress).run(identity)
         return _read(place)
 
 
