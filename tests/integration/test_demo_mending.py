@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 
 from backslide.config import TuneConfig
+from backslide.demo.mark import Mark
 from backslide.demo.mending import mend
 from backslide.files import write_lines
 from backslide.report.summary import Summary
@@ -17,23 +15,7 @@ from backslide.tune import tune
 from backslide.verdict import Zone
 from guard_runs import SMALL
 from guard_runs import suite as fragile
-
-
-class Told:
-    """A screen that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.console = Console(width=160, record=True, file=io.StringIO())
-        self.said: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
-
-    def show(self, thing: Any = "") -> None:
-        self.console.print(thing, markup=False)
-
-    def progress(self, name: str, done: int, total: int) -> None:
-        assert 0 <= done <= total
+from told import Told
 
 
 @pytest.fixture
@@ -56,8 +38,8 @@ def test_what_forgot_is_repaired_and_trained_again_however_often_it_is_told(tmp_
     suite = fragile()
     tuned = tune(config, suite=suite, settings=SMALL, say=lambda _: None)
     assert tuned.verdict.zone is Zone.REGRESSED
-    forgot, screen = Summary.of(tuned.run), Told()
-    mended = mend(screen, tmp_path, config, suite, SMALL, forgot)
+    forgot, screen, mark = Summary.of(tuned.run), Told(), Mark(tmp_path, {})
+    mended = mend(screen, tmp_path, config, suite, SMALL, forgot, mark)
     assert mended.again.verdict.zone is not Zone.REGRESSED and "auto run" not in mended.failed
     assert ("repair" in mended.failed) == (mended.repaired.at is None)
     shown = screen.console.export_text()
@@ -72,11 +54,11 @@ def test_what_forgot_is_repaired_and_trained_again_however_often_it_is_told(tmp_
     assert shown.count("Why?") == 1, "the open question, with the replies beside it"
     # Told again of the same weights it is read; of others it is made anew, and nothing of the old is left.
     told = Told()
-    mend(told, tmp_path, config, suite, SMALL, forgot)
+    mend(told, tmp_path, config, suite, SMALL, forgot, mark)
     assert any("has ended already" in line for line in told.said)
     stranger = tmp_path / "repaired" / "of-the-first-telling"
     stranger.write_text("x", encoding="utf-8")
     other = TuneConfig.from_dict({**config.to_dict(), "train": {**config.to_dict()["train"], "seed": 7}})
     again = Summary.of(tune(other, suite=suite, settings=SMALL, say=lambda _: None).run)
-    mend(Told(), tmp_path, other, suite, SMALL, again)
+    mend(Told(), tmp_path, other, suite, SMALL, again, mark)
     assert not stranger.exists() and not (tmp_path / ".repaired.old").exists()

@@ -5,7 +5,6 @@ Imports of torch and of what needs it stand inside the verbs, so that `backslide
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from pathlib import Path
@@ -62,24 +61,21 @@ def main(version: Annotated[bool, typer.Option("--version", help="Show the versi
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for what is made; default: runs/demo, or the next free one.", show_default=False),
+        typer.Option(
+            help="Folder for what is made; default: runs/demo or the next; an interrupted demo goes on.",
+            show_default=False,
+        ),
     ] = None,
     dialogues: Annotated[int, typer.Option(help="How many of the 64 dialogues are trained on.")] = 3,
 ) -> None:
     """Train a small model twice, once too hard, see what it forgets, and cure it: 7 to 13 minutes on two cores."""
+    from backslide.demo.mark import place
     from backslide.demo.story import tell
-    from backslide.lock import claimed
 
-    screen, folder = Screen(), out or _free(Path("runs/demo"))
-    with screen.working(), claimed(folder):
+    screen = Screen()
+    with screen.working(), place(out) as folder:
         good = tell(screen, folder, dialogues=dialogues)
     raise typer.Exit(0 if good else 4)
-
-
-def _free(folder: Path) -> Path:
-    """`folder`, or with the first number behind it that makes a new one: a story told twice is two stories."""
-    tries = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    return next(path for path in (folder, *itertools.islice(tries, 10_000)) if not path.exists())
 
 
 @app.command()

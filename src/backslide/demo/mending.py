@@ -14,9 +14,11 @@ from backslide.config import CureSection, OutputSection, TuneConfig
 from backslide.cure.repair import Repaired, repair
 from backslide.cure.target import TargetLoss
 from backslide.data import TrainingData
+from backslide.demo.mark import Mark
 from backslide.demo.screen import Screen, heading
 from backslide.errors import BusyError, ConfigError
 from backslide.models import load_model
+from backslide.record import Record
 from backslide.report.line import line_table
 from backslide.report.summary import Reply, Summary
 from backslide.report.terminal import headline, outcomes_table, replies_table
@@ -24,7 +26,7 @@ from backslide.report.text import plain
 from backslide.rundir import RunFolder
 from backslide.scoring.engine import Settings
 from backslide.suite.suite import Suite
-from backslide.tune import Tuned, tune
+from backslide.tune import tune
 from backslide.verdict import Verdict, Zone
 
 PROMPTS = 30
@@ -46,7 +48,9 @@ class Mended:
         return found | ({"auto run": self.again.verdict} if self.again.verdict.zone is Zone.REGRESSED else {})
 
 
-def mend(screen: Screen, out: Path, config: TuneConfig, suite: Suite, settings: Settings, forgot: Summary) -> Mended:
+def mend(
+    screen: Screen, out: Path, config: TuneConfig, suite: Suite, settings: Settings, forgot: Summary, mark: Mark
+) -> Mended:
     """Repair the run that forgot, and train it again with `on_regression = "auto"`.
 
     Args:
@@ -56,13 +60,14 @@ def mend(screen: Screen, out: Path, config: TuneConfig, suite: Suite, settings: 
         suite: what was asked.
         settings: how it was asked.
         forgot: the run that forgot.
+        mark: of the story.
     """
     heading(screen, "5. The model that forgot, repaired", "no training: the line from the base to it is searched")
     repaired = _repaired(screen, out / "repaired", config.model.base, forgot, suite)
     rate = config.train.rate
     heading(screen, "6. The same fine-tune under a guard that acts",
             f'learning rate {rate:g} as before, on_regression = "auto": the guard cures')  # fmt: skip
-    again = _again(screen, out / "auto", config, suite, settings, forgot)
+    again = _again(screen, out / "auto", config, suite, settings, forgot, mark)
     heading(screen, "7. What came of it", "what is left of the abilities, and what was learnt of the new task")
     _show(screen, config, forgot, repaired, again)
     return Mended(repaired, again)
@@ -95,22 +100,33 @@ def _repaired(screen: Screen, out: Path, base: str, forgot: Summary, suite: Suit
     return done
 
 
-def _again(screen: Screen, out: Path, config: TuneConfig, suite: Suite, settings: Settings, forgot: Summary) -> Summary:
-    shutil.rmtree(out / "model", ignore_errors=True)
+def _again(
+    screen: Screen, out: Path, config: TuneConfig, suite: Suite, settings: Settings, forgot: Summary, mark: Mark
+) -> Summary:
     config = dataclasses.replace(
         config,
         guard=dataclasses.replace(config.guard, on_regression="warn"),
         cure=CureSection(on_regression="auto", prompts=PROMPTS),
         output=OutputSection(dir=str(out)),
     )
-    tuned: Tuned = tune(
-        config, suite=suite, baseline=forgot.baseline, settings=settings, say=screen.say, progress=screen.progress
-    )
-    summary = Summary.of(tuned.run)
-    for event in tuned.run.events():
+    summary = trained(screen, config, suite, forgot.baseline, settings, mark)
+    for event in summary.run.events():
         if event.get("event") in ("tried", "action", "effect"):
             screen.show(f"  step {event['step']}: {plain(str(event['says']), 300)}")
     return summary
+
+
+def trained(
+    screen: Screen, config: TuneConfig, suite: Suite, baseline: Record, settings: Settings, mark: Mark
+) -> Summary:
+    """The run of a configuration: made, gone on with, or, where the interrupted story had ended it, read."""
+    if (summary := mark.run(config, suite.hash)) is not None:
+        screen.say(f"{config.folder}: the run there has ended already")
+        return summary
+    # An earlier demo's weights are half a gigabyte and can be made again; its measurements are kept.
+    shutil.rmtree(config.folder / "model", ignore_errors=True)
+    tuned = tune(config, suite=suite, baseline=baseline, settings=settings, say=screen.say, progress=screen.progress)
+    return Summary.of(tuned.run)
 
 
 def _show(screen: Screen, config: TuneConfig, forgot: Summary, repaired: Repaired, again: Summary) -> None:

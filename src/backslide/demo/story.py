@@ -8,7 +8,6 @@ that is fast enough on every CPU, so that one baseline serves them all.
 from __future__ import annotations
 
 import importlib.resources
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from rich.text import Text
 
 from backslide.config import DataSection, GuardSection, ModelSection, OutputSection, TrainSection, TuneConfig
 from backslide.data import TrainingData
-from backslide.demo.mending import mend
+from backslide.demo.mark import Mark
+from backslide.demo.mending import mend, trained
 from backslide.demo.screen import Screen, heading
 from backslide.errors import ConfigError
 from backslide.files import write_text
@@ -29,8 +29,8 @@ from backslide.report.text import plain
 from backslide.scoring.engine import Scorer, Settings
 from backslide.suite.item import OpenItem
 from backslide.suite.suite import Suite
-from backslide.tune import tune
 from backslide.verdict import Zone
+from backslide.version import __version__
 
 SETTINGS = Settings(max_new_tokens=32)
 STEPS, EVERY, BATCH = 24, 12, 3
@@ -53,6 +53,8 @@ EXPECTED = {"conservative": (Zone.RETAINED, Zone.UNDECIDED), "aggressive": (Zone
 def tell(screen: Screen, out: Path, *, dialogues: int = DIALOGUES, suite: Suite | None = None) -> bool:
     """Run the demo; True where all ended as the story says.
 
+    One that was interrupted in the same folder goes on: what it had measured and trained is not made again.
+
     Args:
         screen: where it is told.
         out: folder in which `conservative`, `aggressive`, `auto` and `repaired` are made.
@@ -68,11 +70,14 @@ def tell(screen: Screen, out: Path, *, dialogues: int = DIALOGUES, suite: Suite 
         whole = Suite.repertoire()
         suite, asked = whole.sample(EACH), f" of the {len(whole.items)} in the repertoire"
     train, held_out = _dialogues(out, dialogues)
+    mark = Mark(out, {"version": __version__, "dialogues": dialogues, "suite": suite.hash})
+    if mark.goes_on:
+        screen.say(f"{out}: goes on with the demo that was interrupted there")
     heading(screen, "1. What the base model can do", f"{BUILTIN}, {len(suite.items)} items{asked}, before any training")
-    baseline = _baseline(screen, suite)
+    baseline = _baseline(screen, suite, mark)
     configs = {name: _config(name, out / name, train, held_out) for name in RUNS}
     runs = {
-        name: _run(screen, number, name, config, suite, baseline)
+        name: _run(screen, number, name, config, suite, baseline, mark)
         for number, (name, config) in enumerate(configs.items(), start=2)
     }
     heading(screen, "4. Side by side", "the verdict is given on the gate half, which the runs never saw before")
@@ -83,11 +88,12 @@ def tell(screen: Screen, out: Path, *, dialogues: int = DIALOGUES, suite: Suite 
     screen.show(replies_table([summary.replies for summary in runs.values()], list(runs)))
     for name, summary in runs.items():
         _explain(screen, name, summary)
-    mended = mend(screen, out, configs["aggressive"], suite, SETTINGS, runs["aggressive"])
+    mended = mend(screen, out, configs["aggressive"], suite, SETTINGS, runs["aggressive"], mark)
     screen.show(Text("Written:", style="bold"))
     for run in (*(summary.run for summary in runs.values()), mended.again.run):
         screen.show(f"  {run.page}")
     screen.show(f"  {mended.repaired.out / 'backslide' / 'report.html'}")
+    mark.end()
     screen.show(f"\nDone in {time.perf_counter() - begin:.0f} s.")
     verdicts = {name: summary.verdict for name, summary in runs.items()}
     other = {f"{name} run": verdict for name, verdict in verdicts.items() if verdict.zone not in EXPECTED[name]}
@@ -97,10 +103,17 @@ def tell(screen: Screen, out: Path, *, dialogues: int = DIALOGUES, suite: Suite 
     return not other
 
 
-def _baseline(screen: Screen, suite: Suite) -> Record:
+def _baseline(screen: Screen, suite: Suite, mark: Mark) -> Record:
     loaded = load_model(BUILTIN, dtype="float32", say=screen.say)
     scorer = Scorer(suite, loaded.model, loaded.tokenizer, SETTINGS)
-    record = scorer.measure(loaded.model, name=BUILTIN, probe=True, progress=screen.progress)
+    header = scorer.header(loaded.model, name=BUILTIN)
+    journal = mark.journal(header, screen.say)
+    try:
+        record = scorer.measure(
+            loaded.model, header=header, probe=True, known=journal.known(), keep=journal.keep, progress=screen.progress
+        )
+    finally:
+        journal.close(done=False)
     for item in suite.items:
         if isinstance(item, OpenItem):
             screen.show(Text.assemble(("  Q  ", "bold"), item.prompt))
@@ -109,22 +122,21 @@ def _baseline(screen: Screen, suite: Suite) -> Record:
     return record
 
 
-def _run(screen: Screen, number: int, name: str, config: TuneConfig, suite: Suite, baseline: Record) -> Summary:
+def _run(
+    screen: Screen, number: int, name: str, config: TuneConfig, suite: Suite, baseline: Record, mark: Mark
+) -> Summary:
     how = "LoRA r=8, alpha 16" if config.train.method == "lora" else "full fine-tuning"
     rows = len(TrainingData.load(config.data.train).rows)
     title = f"{number}. {'A conservative' if name == 'conservative' else 'An aggressive'} fine-tune"
     heading(screen, title, f"{how}, learning rate {config.train.rate:g}, on {rows} customer-support dialogues")
-    # An earlier demo's weights are half a gigabyte and can be made again; its measurements are kept.
-    shutil.rmtree(config.folder / "model", ignore_errors=True)
-    tuned = tune(config, suite=suite, baseline=baseline, settings=SETTINGS, say=screen.say, progress=screen.progress)
-    summary = Summary.of(tuned.run)
-    train = summary.losses.train
+    summary = trained(screen, config, suite, baseline, SETTINGS, mark)
+    train, made, planned = summary.losses.train, summary.setup.get("steps"), summary.setup.get("max_steps")
     if train:
-        screen.show(f"  training loss {train[0][1]:.2f} → {train[-1][1]:.2f} in {tuned.steps} steps")
+        screen.show(f"  training loss {train[0][1]:.2f} → {train[-1][1]:.2f} in {made} steps")
     if summary.diagnosis.regressed_at is not None:
         early = (
-            f"; the guard stopped the run there, {tuned.planned - tuned.steps} steps early"
-            if summary.stopped_at
+            f"; the guard stopped the run there, {planned - made} steps early"
+            if summary.stopped_at and planned is not None and made is not None
             else ""
         )
         screen.show(Text(f"  Regression proven at step {summary.diagnosis.regressed_at}{early}.", style="bold red"))
