@@ -18,12 +18,15 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from half import quicken
 
 from backslide.guard.monitor import GATE_SHARE
+from backslide.guard.schedule import WORTHWHILE, in_order
 from backslide.models import BUILTIN, load_model
 from backslide.planning import reach
 from backslide.record import Record
@@ -36,20 +39,34 @@ FOLDER = HERE.parent / "src" / "backslide" / "suite" / "repertoire"
 DOCS = HERE.parent / "docs" / "suites.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 LOOKS, ALPHA, POWER = 20, 0.05, 0.8
-# What is promised: seconds, base accuracy, smallest drops in points, items of a capability.
-WHOLE, ACCURACY, GATE, MONITOR = 100.0, (0.40, 0.95), 6.0, 9.0
+# What is promised: seconds of all and of a look, base accuracy, smallest drops in points, items of a capability.
+WHOLE, LOOK, ACCURACY, GATE, MONITOR = 100.0, 20.0, (0.40, 0.95), 6.0, 9.0
 COMPUTED = ("arithmetic", "code", "language", "science", "short_answers", "world_facts")
 FEWEST = {True: 400, False: 150}
 """Items of a capability that a program makes from facts, and of one that was written."""
 
 
-def measure(suite: Suite) -> tuple[Record, float]:
-    """The record of all items, and the seconds that scoring took, the loading of the model apart."""
+def measure(suite: Suite) -> tuple[Record, float, tuple[int, float]]:
+    """The record of all items, the seconds that scoring took (the loading of the model apart), and a look's."""
     loaded = load_model(BUILTIN, dtype="bfloat16")
     scorer = Scorer(suite, loaded.model, loaded.tokenizer)
     begin = time.perf_counter()
     record = scorer.measure(loaded.model, part="all", name=BUILTIN)
-    return record, time.perf_counter() - begin
+    return record, time.perf_counter() - begin, look(scorer, loaded.model)
+
+
+def look(scorer: Scorer, model: Any) -> tuple[int, float]:
+    """Items and seconds of a guard's look at so many items of the monitor half as are worth one (`WORTHWHILE`)."""
+    capability = {item.id: item.capability for item in scorer.suite.items}
+    packs = scorer.packs(model, "monitor")
+    chosen: set[str] = set()
+    for place in in_order([[capability[id] for id in pack.items] for pack in packs], [pack.tokens for pack in packs]):
+        if len(chosen) >= WORTHWHILE:
+            break
+        chosen |= packs[place].items
+    begin = time.perf_counter()
+    scorer.measure(model, part="monitor", only=chosen, replies=False)
+    return len(chosen), time.perf_counter() - begin
 
 
 def measured(suite: Suite, record: Record) -> dict[str, Measured]:
@@ -95,11 +112,13 @@ def table(suite: Suite, rows: dict[str, Measured]) -> str:
     return "\n".join(lines)
 
 
-def broken(suite: Suite, rows: dict[str, Measured], seconds: float | None) -> list[str]:
-    """What is promised and does not hold, one line each; no seconds: of those nothing is promised here."""
-    found = []
-    if seconds is not None and seconds >= WHOLE:
-        found.append(f"the whole repertoire took {seconds:.0f} s, under {WHOLE:.0f} s is promised")
+def broken(suite: Suite, rows: dict[str, Measured], seconds: Mapping[str, tuple[float, float]]) -> list[str]:
+    """What is promised and does not hold, one line each. Of what `seconds` were taken, and how many are promised."""
+    found = [
+        f"{what} took {taken:.0f} s, under {most:.0f} s is promised"
+        for what, (taken, most) in seconds.items()
+        if taken >= most
+    ]
     for name, row in rows.items():
         count = suite.capabilities[name]
         if count < FEWEST[name in COMPUTED]:
@@ -124,16 +143,21 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="take this record instead of measuring; its seconds count")
     asked = parser.parse_args()
     suite, wide = Suite.repertoire(), asked.record is None and quicken()
+    looked = None
     if asked.record is not None:
         record = Record.load(asked.record)
         seconds = record.header.cost["seconds"]
     else:
-        record, seconds = measure(suite)
+        record, seconds, looked = measure(suite)
     rows = measured(suite, record)
     print(table(suite, rows))
     print(f"\n{seconds:.1f} s for all {len(suite.items)} items, {torch.get_num_threads()} threads, loading apart")
-    wrong = broken(suite, rows, None if wide else seconds)
-    print("\n".join(wrong) or f"all that is promised holds{', the time apart: this CPU has no bf16' if wide else ''}")
+    times = {"the whole repertoire": (seconds, WHOLE)}
+    if looked is not None:
+        print(f"{looked[1]:.1f} s for a look at {looked[0]} items of the monitor half")
+        times["a look"] = (looked[1], LOOK)
+    wrong = broken(suite, rows, {} if wide else times)
+    print("\n".join(wrong) or f"all that is promised holds{', the times apart: this CPU has no bf16' if wide else ''}")
     if asked.save:
         save(suite, rows)
     if asked.check and wrong:
