@@ -222,6 +222,114 @@ def test_at_the_end_only_the_weights_are_mended(tmp_path: Path) -> None:
     )
     assert trainer.optimizer.param_groups[0]["lr"] == BAD
     assert guard.verdict is not None and guard.verdict.zone is not Zone.REGRESSED
+    # The weights that it went back to are measured at the end, once, and the gate half is opened once.
+    (effect,) = events(tmp_path, "effect")
+    look, final = events(tmp_path, "look")
+    assert (effect["of"], effect["step"], effect["steps"]) == (4, 4, 0) and final["final"]
+    drops = [event["verdict"]["pooled"]["main"]["drop"] for event in (look, final)]
+    assert [effect["drop_before"], effect["drop_after"]] == drops and drops[0] > 0.03 >= drops[1]
+    losses = {event["step"]: event["loss"] for event in events(tmp_path, "loss")}
+    assert effect["loss_before"] == losses[4] and effect["loss_after"] is None
+    assert len(events(tmp_path, "opened")) == len(events(tmp_path, "gate")) == 1
+
+
+def test_at_the_end_a_point_that_was_kept_has_the_effect_that_was_measured_of_it(tmp_path: Path) -> None:
+    effect, tried = None, []
+    for rate in (0.003, 0.005, 0.01):
+        folder = tmp_path / f"{rate}"
+        make(
+            folder, guard_of(), learning_rate=rate, lr_scheduler_type="constant", save_strategy="no",
+            max_steps=2, eval_strategy="steps", eval_steps=1,
+        ).train()  # fmt: skip
+        if any(action["share"] > 0 for action in events(folder, "action")):
+            (effect,), tried = events(folder, "effect"), events(folder, "tried")
+            break
+    assert effect is not None and effect["drop_after"] == tried[-1]["drop"] <= 0.03
+    assert len(events(folder, "look")) == 1, "nothing was measured again for it"
+    # The trainer evaluates after the guard has acted: that is the loss of the very same weights.
+    held_out = {event["step"]: event["eval_loss"] for event in events(folder, "loss") if "eval_loss" in event}
+    assert (effect["loss_before"], effect["loss_after"]) == (held_out[1], held_out[2])
+
+
+def test_the_best_checkpoint_tells_nothing_of_a_cure_that_came_after_it(tmp_path: Path) -> None:
+    make(
+        tmp_path, guard_of(every=4), learning_rate=BAD, lr_scheduler_type="constant", max_steps=4, save_steps=2,
+        eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, metric_for_best_model="eval_loss",
+    ).train()  # fmt: skip
+    (effect,), (*_, final) = events(tmp_path, "effect"), events(tmp_path, "look")
+    assert final["final"] and final["verdict"]["pooled"]["main"]["drop"] > 0.03, "the weights of step 2, and no better"
+    assert effect["of"] == 4 and effect["drop_after"] is None
+    assert "the weights that were gone back to were not measured" in effect["says"]
+
+
+class Ends(TrainerCallback):
+    """Ends the training after a step, as a callback of the user's may."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        control.should_training_stop |= state.global_step == 3
+        return control
+
+
+def test_a_run_that_is_ended_before_the_next_look_has_the_effect_of_its_last_one(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"learning_rate": BAD, "lr_scheduler_type": "constant", "save_strategy": "no"}
+    make(tmp_path, guard_of(lr_factor=1e-3), Ends(), max_steps=8, **more).train()
+    (effect,), (*_, final) = events(tmp_path, "effect"), events(tmp_path, "look")
+    assert (effect["of"], effect["step"], effect["steps"], final["final"]) == (2, 3, 1, True)
+    assert effect["drop_after"] == final["verdict"]["pooled"]["main"]["drop"]
+    losses = {event["step"]: event["loss"] for event in events(tmp_path, "loss")}
+    assert (effect["loss_before"], effect["loss_after"]) == (losses[2], losses[3])
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_loss_of_an_effect_is_the_one_that_is_logged_at_the_looks(tmp_path: Path, every: int) -> None:
+    """A trainer logs the loss of a step after the guard has looked."""
+    more: dict[str, Any] = {"learning_rate": BAD, "lr_scheduler_type": "constant", "save_strategy": "no"}
+    make(tmp_path, guard_of(lr_factor=0.9), max_steps=6, logging_steps=every, **more).train()
+    losses = {event["step"]: event["loss"] for event in events(tmp_path, "loss")}
+    first, second, third = events(tmp_path, "effect")
+    for effect, (before, after) in ((first, (2, 4)), (second, (4, 6))):
+        assert (effect["of"], effect["step"], effect["steps"]) == (before, after, 2)
+        assert (effect["loss_before"], effect["loss_after"]) == (losses[before], losses[after])
+        assert "unknown" not in effect["says"]
+    assert (third["of"], third["steps"]) == (6, 0), "of the last look's action"
+    kinds = [(event["event"], event["step"]) for event in RunFolder(tmp_path / "backslide").events()]
+    assert kinds.index(("effect", 4)) == kinds.index(("loss", 4)) + 1
+
+
+def test_an_interrupted_run_tells_the_effects_of_an_undisturbed_one(tmp_path: Path) -> None:
+    more: dict[str, Any] = {
+        "learning_rate": BAD, "lr_scheduler_type": "constant", "save_steps": 1, "max_steps": 6,
+    }  # fmt: skip
+
+    def guard(factor: float) -> Guard:
+        return guard_of(lr_factor=factor, snapshots="disk", cache=False)
+
+    def told(folder: Path) -> dict[int, dict[str, Any]]:
+        """Of each cure, what was said of it last; a look that comes by again says it again."""
+        return {e["of"]: {k: v for k, v in e.items() if k != "time"} for e in events(folder, "effect")}
+
+    # A rate that mends, so that one cure waits over several steps, and one that mends nothing.
+    for factor, cures, cuts in ((1e-3, [2], ((3, 2), (3, 3))), (0.9, [2, 4, 6], ((5, 4),))):
+        whole = tmp_path / f"{factor}"
+        make(whole, guard(factor), **more).train()
+        assert sorted(told(whole)) == cures
+        for at, back in cuts:
+            cut = tmp_path / f"{factor}-{at}-{back}"
+            with pytest.raises(KeyboardInterrupt):
+                make(cut, guard(factor), Killed(at), **more).train()
+            make(cut, guard(factor), **more).train(resume_from_checkpoint=str(cut / f"checkpoint-{back}"))
+            assert told(cut) == told(whole), (factor, at, back)
+
+
+class Killed(TrainerCallback):
+    """Ends the process's part in a run as Ctrl-C does, before the next step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
 
 
 def test_auto_needs_the_optimizer(tmp_path: Path) -> None:

@@ -51,6 +51,11 @@ def actions(tuned: Tuned) -> dict[int, tuple[Any, ...]]:
     }  # fmt: skip
 
 
+def effects(tuned: Tuned) -> dict[int, dict[str, Any]]:
+    told = [e for e in tuned.run.events() if e["event"] == "effect"]
+    return {e["of"]: {name: value for name, value in e.items() if name != "time"} for e in told}
+
+
 @pytest.mark.parametrize(
     ("kind", "where", "at", "before", "after"),
     [
@@ -76,6 +81,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert weights(again) == weights(whole)
     assert losses(again) == losses(whole)
     assert actions(again) == actions(whole)
+    assert effects(again) == effects(whole)
+    assert set(effects(whole)) == {step for step, (*_, cures) in actions(whole).items() if cures}
     acted = [step for step, (action, *_) in actions(whole).items() if action != "warn"]
     assert (sum(step <= at for step in acted), sum(step > at for step in acted)) == (before, after)
     if kind == "auto":

@@ -18,7 +18,7 @@ from backslide.diagnosis import compare, diagnose, losses_of
 from backslide.guard import joint, monitor, schedule, words
 from backslide.guard.actions import Actor, Tools, Trial
 from backslide.guard.begin import Begun, begin
-from backslide.guard.cured import Cured
+from backslide.guard.cured import Cured, drop_of
 from backslide.guard.journal import Journal
 from backslide.guard.options import Options, Training
 from backslide.guard.pacing import Pacer
@@ -63,7 +63,7 @@ class Watch:
         # What is known of the present weights: the last look's verdict, and the fingerprint that it was of.
         self._last: Verdict | None = None if begun.past.back else (self.looks[-1] if self.looks else None)
         self._kept: Verdict | None = None
-        self._cured = Cured()
+        self._cured = Cured.of(begun.past.line)
         self._looked = self.state.done[-1] if self.state.done else 0
         self._back_at: int | None = None
         self.pacer = Pacer(
@@ -97,7 +97,7 @@ class Watch:
             state, events = dataclasses.replace(state, broke=None), events[:1]
         self.state = state
         self._losses += [event for event in events if event["event"] == "loss"]
-        self._write([*events, *self._cured.effect(self._losses)])
+        self._write([*events, *self._cured.effects(self._losses, step)])
         broke = self.state.broke
         if broke is None or was is not None:
             return
@@ -151,6 +151,7 @@ class Watch:
             {**events[0], **more, "says": says},
             {"event": "diagnosis", "step": step, **found.to_dict(), "says": f"{found.state}. {' '.join(found.story)}"},
             {"event": "decision", "step": step, "zone": verdict.zone, "says": f"{verdict} → {doing}"},
+            *self._cured.effects(self._losses, step),
         ])  # fmt: skip
         seconds = record.header.cost.get("seconds", 0.0)
         self.pacer.spent += max(0.0, time.perf_counter() - began - seconds) if earlier is None else 0.0
@@ -162,8 +163,6 @@ class Watch:
             self._act(action, step, tools, self._trial(record, step, tools) if sound else None)
         elif verdict.zone is not Zone.REGRESSED:
             self._keep(tools, step, verdict)
-        if not any(event.get("eval_loss") is not None for event in self._losses):
-            self._write(self._cured.effect(self._losses))
         return verdict
 
     def finish(self, model: Any, step: int, **setup: Any) -> Verdict:
@@ -184,6 +183,8 @@ class Watch:
                 self.state, (look,), _ = monitor.on_look(self.state, step, self._last, "warn", last=True)
                 says = f"a last look, at the weights that the run ended with: {words.seen(self._last)}"
                 events.append({**look, "final": True, "model": self._seen, **last.header.cost, "says": says})
+        # Of the best checkpoint, where that is what the run ends with, a cure that came later has no part.
+        events += self._cured.end(self._losses, step, None if self.training.best else self._last)
         opening, header = None, self._header(model, "gate", step)
         if header is not None:
             opening = self._opens(header, step)
@@ -196,7 +197,6 @@ class Watch:
             judged = {"event": "gate", "step": step, **opening.fields, "zone": gate.zone}
             events.append({**judged, **self.final.header.cost, "says": says})
         end = {"event": "end", "step": step, "zone": self.verdict.zone, "reason": self.verdict.reasons[0]}
-        events = [*self._cured.effect(self._losses, last=True), *events]
         self._write([*events, {**end, "says": str(self.verdict)}])
         verdict = self.verdict
         self._writer.do("run.json", lambda: self.run.update(setup={**self.run.config["setup"], "steps": step, **setup}))
@@ -370,7 +370,6 @@ class Watch:
         return trial
 
     def _act(self, action: Action, step: int, tools: Tools, trial: Trial | None = None) -> None:
-        self._write(self._cured.effect(self._losses, last=True))
         left = None if self.state.open else max(0, self.state.looks[-1] - step)
         done = self._actor.do(action, tools, step, trial, left=left)
         kinds = self.ranks.gather(done.told)
@@ -385,9 +384,10 @@ class Watch:
         if done.mends and self.state.broke is not None:
             self.state = dataclasses.replace(self.state, broke=None)
         event = {"event": "action", "step": step, "action": done.kind, "reason": action.reason, "says": done.says}
-        self._write([{**event, **done.values, **({"mends": True} if done.mends else {})}])
-        if "cures" in done.values and self.looks:
-            self._cured.by(done.values["cures"], step, self.looks[-1], self._losses)
+        told = self._cured.taken_back(self._losses, step) if done.mends else []
+        self._write([*told, {**event, **done.values, **({"mends": True} if done.mends else {})}])
+        if "cures" in done.values:
+            self._cured.by(done.values["cures"], step, len(self._losses), tried=drop_of(done.verdict))
         if done.kind != "warn":
             self._tell(f"step {step}: {done.says}")
 
