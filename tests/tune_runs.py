@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"method": "full", "learning_rate": 0.3, "scheduler": "constant"},
         "cure": {"replay": 0.25, "on_regression": "auto"},
     },
+    "anchor": {"train": {"method": "full", "learning_rate": 1e-2}, "cure": {"anchor": 0.5}},
     "rollback": {
         "train": {"method": "lora", "learning_rate": 0.3, "scheduler": "constant"},
         "guard": {"on_regression": "rollback"},

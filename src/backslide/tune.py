@@ -164,7 +164,7 @@ def _tune(
     bars = [_Bar(progress)] if progress is not None else []
     trainer = _trainer(config, loaded, data, held_out, [*bars, guard, *callbacks], resumed=resumed is not None)
     _say_cut(trainer, config, say)
-    cures.attach(trainer, loaded)
+    cures.attach(trainer, loaded, resumed=resumed is not None)
     if held_out is not None:
         trainer.add_callback(_EvaluateAtLooks(guard))
     target = config.folder / "model"

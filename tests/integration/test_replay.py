@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import DataCollatorForLanguageModeling
 
 import guard_runs
 import replay_ranks
@@ -142,7 +143,7 @@ def test_a_guard_raises_the_ratio_in_the_run(tmp_path: Path) -> None:
         assert "stay at 0.1 of the tokens, which is the most" in replay.more()
 
 
-# As the trainer has its own data.
+# As the trainer has its own data, packed or streamed.
 
 
 def test_old_pairs_are_learnt_where_the_trainer_learns_pairs(tmp_path: Path) -> None:
@@ -177,6 +178,74 @@ def test_old_rows_are_packed_as_the_new_ones(tmp_path: Path, strategy: str) -> N
         assert all(len(batch["input_ids"]) == 1 and "position_ids" in batch for batch in trainer.seen)
     else:
         assert all(len(row) == 64 for batch in trainer.seen for row in batch["input_ids"][:2])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_resumed_run_of_packed_rows_is_the_undisturbed_one(tmp_path: Path, stream: bool) -> None:
+    def run(resumed: str | None) -> tuple[Any, Replay]:
+        data: Any = Dataset.from_dict({"text": NEW * 3})
+        replay = quiet(ratio=0.3)
+        trainer = make(
+            tmp_path, replay=replay, kind="sft", data=data.to_iterable_dataset() if stream else data, packing=True,
+            max_length=64, max_steps=4,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resumed)
+        return trainer, replay
+
+    whole, replay = run(None)
+    old = [row for batch in whole.seen for row in texts(batch) if "OLD" in row]
+    assert old and 0.2 < replay.share < 0.4 and all("position_ids" in batch for batch in whole.seen)
+    again, second = run(str(tmp_path / "checkpoint-2"))
+    assert again.seen == whole.seen[2:] and second.share == replay.share and weights(again) == weights(whole)
+
+
+def test_old_pairs_go_with_a_stream_of_pairs(tmp_path: Path) -> None:
+    data = Dataset.from_list([{"prompt": f"ask {i}", "completion": f"say {i} and {i}"} for i in range(12)])
+    trainer = make(
+        tmp_path, replay=quiet(PAIRS, 0.4), kind="sft", data=data.to_iterable_dataset(), max_steps=3, save_strategy="no"
+    )
+    trainer.train()
+    learnt = [learnt_of(labels) for batch in trainer.seen for labels in batch["labels"]]
+    assert sum(row.startswith("OLD A") for row in learnt) >= 4
+    assert all(row.startswith(("OLD A", "say")) for row in learnt)
+
+
+def learnt_of(labels: list[int]) -> str:
+    return str(tiny_tokenizer().decode([label for label in labels if label != -100]))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_bare_trainer_learns_no_prompts_where_the_new_rows_have_no_labels(tmp_path: Path, side: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = side
+    replay = quiet(PAIRS, 0.4)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    trainer = make(tmp_path, replay=replay, collator=collator, max_steps=3, save_strategy="no")
+    trainer.train()
+    rows = [pair for batch in trainer.seen for pair in zip(texts(batch), map(learnt_of, batch["labels"]), strict=True)]
+    assert sum("OLD" in row for row, _ in rows) >= 4 and replay.said == []  # type: ignore[attr-defined]
+    assert all(learnt == row[row.index("OLD") :] if "OLD" in row else learnt == row for row, learnt in rows)
+    # What is divided by is what is learnt.
+    assert [batch["items"] for batch in trainer.seen] == [
+        sum(label != -100 for row in batch["labels"] for label in row[1:]) for batch in trainer.seen
+    ]
+
+
+def test_where_prompts_cannot_be_left_out_it_is_said_once(tmp_path: Path) -> None:
+    def shared(rows: list[dict[str, Any]]) -> Any:
+        batch = pad([{key: row[key] for key in ("input_ids", "attention_mask")} for row in rows])
+        # The labels are the tokens themselves, which must stay as they are.
+        return {**batch, "labels": batch["input_ids"]}
+
+    replays = [quiet(PAIRS, 0.4), quiet(PAIRS, 0.4), quiet(ratio=0.4)]
+    collators = [shared, lambda rows: shared(rows[::-1]), lambda rows: shared(rows[::-1])]
+    for replay, collator in zip(replays, collators, strict=True):
+        trainer = make(tmp_path, replay=replay, collator=collator, max_steps=3, save_strategy="no")
+        trainer.train()
+        assert any("OLD" in row for batch in trainer.seen for row in texts(batch))
+    seen, turned, whole = (replay.said for replay in replays)  # type: ignore[attr-defined]
+    assert seen == whole == [] and len(turned) == 1
+    assert "prompts of old pairs may be learnt too; give the new rows labels" in turned[0]
 
 
 @pytest.mark.parametrize("kind", ["trainer", "sft"])

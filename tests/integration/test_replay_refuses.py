@@ -109,7 +109,7 @@ FALSE_TURN = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistan
         (dpo, OLD, "the batches of DPOTrainer are prompts or pairs"),
         (lambda folder: make(folder, data=[{"pixels": [1]}]), OLD, "new rows with input_ids are needed.* have: pixels"),
         (without("processing_class"), OLD, "the trainer has no tokenizer for them"),
-        (without("train_dataset"), OLD, "no train_dataset"),
+        (without("train_dataset"), OLD, "no train_dataset .* it one before attach"),
         (lambda folder: tiny_model(), OLD, "a transformers Trainer is needed, this is a LlamaForCausalLM"),
         (with_more_columns, OLD, "the new rows have 'token_type_ids' for each token and the old rows do not"),
         (with_unpadded, tokens(["a", "bc"]), "collator takes no batch of new and old rows: ValueError"),
@@ -179,7 +179,12 @@ def test_what_a_run_cannot_be_resumed_with(tmp_path: Path) -> None:
     saved = json.loads(place.read_text())
     assert saved["step"] == 2 and saved["mix"]["batches"] == 2
     place.write_text(json.dumps({**saved, "schema": 99}))
-    with pytest.raises(DataError, match="not a state of replay of version 1"):
+    with pytest.raises(DataError, match="not a state of replay of version 1: .*; resume from another checkpoint, or"):
+        resumed()
+    place.write_text(json.dumps({**saved, "mix": {}}))
+    with pytest.raises(
+        DataError, match="not a state of replay: KeyError: .*; resume from another checkpoint, or begin"
+    ):
         resumed()
     place.write_text("{")
     with pytest.raises(DataError, match="replay.json:1: not JSON"):

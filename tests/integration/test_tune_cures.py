@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import cure_ranks
 from backslide.config import TuneConfig
 from backslide.errors import ConfigError, DataError, SuiteError
 from backslide.files import write_lines
@@ -16,6 +17,7 @@ from backslide.suite.suite import Suite
 from backslide.tune import Tuned, tune
 from guard_runs import SMALL
 from guard_runs import suite as fragile
+from processes import two
 
 OLD = [{"text": f"Once upon a time there were {i} mice in a house."} for i in range(20)]
 
@@ -93,6 +95,23 @@ def test_other_prompts_begin_another_file_of_replies(tmp_path: Path, tiny_folder
         assert any(f"replies of {prompts} can be rehearsed" in line for line in said)
     _, said = run(config(tmp_path, tiny_folder, {"prompts": 4}, train={"steps": 2}))
     assert "cure.prompts is not used: no cure of this run needs replies of the base" in said
+
+
+def test_of_two_processes_one_makes_the_replies_and_speaks(tmp_path: Path) -> None:
+    two(cure_ranks.__file__, tmp_path)
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first["broke"] == second["broke"] == ["DataError", "the first replies came to nothing; try again"]
+    assert len(first["made"]) == 30 == len(set(first["made"])) and second["made"] == []
+    assert first["zone"] == second["zone"]
+    notes = [line for line in first["said"] if line.startswith("the base's own replies: ")]
+    assert any("of 30 can be rehearsed" in note for note in notes) and len(notes) == len(set(notes))
+    assert not [line for line in second["said"] if "replies" in line]
+    lines = (tmp_path / "run" / "replies-30.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) == 31 and all(json.loads(line) for line in lines)
+    # What goes wrong in one process, whatever it is, leaves none waiting.
+    assert first["told"] == ["ValueError", "a fault\nof its own"]
+    assert second["told"] == ["RunError", "another process failed: ValueError: a fault of its own"]
+    assert first["shared"] == second["shared"] == ["DataError", "process 1 failed"]
 
 
 def test_rows_that_hold_an_item_are_not_practised(tmp_path: Path, tiny_folder: Path) -> None:

@@ -66,6 +66,8 @@ def effects(tuned: Tuned) -> dict[int, dict[str, Any]]:
         ("auto", "5", 3, 1, 1),
         ("auto", "8", 6, 2, 0),
         ("rollback", "8", 6, 2, 1),
+        # The cache with the base's log-probabilities is cleared before it goes on.
+        ("anchor", "8", 6, 0, 0),
     ],
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
@@ -76,6 +78,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     (tmp_path / "killed").mkdir()
     killed(tmp_path / "killed", tiny_folder, kind, where)
     setup = config(tmp_path / "killed", tiny_folder, kind)
+    if kind == "anchor":
+        shutil.rmtree(tmp_path / "cache" / "anchor")
     again, said = run(setup)
     assert f"{setup.folder}: goes on at step {at} of the unfinished run there" in said
     assert weights(again) == weights(whole)

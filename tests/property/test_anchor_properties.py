@@ -18,7 +18,7 @@ from backslide.cure.anchor_kl import BaseTop, Reader, full_kl, mean_kl, top_kl, 
 from backslide.cure.anchor_rows import tokenised
 from backslide.cure.anchor_targets import Targets, batch_of, write_targets
 from backslide.data import TrainingData
-from backslide.errors import InputError
+from backslide.errors import InputError, ModelError
 from backslide.testing import tiny_model, tiny_tokenizer
 from backslide_models import other_model
 
@@ -186,6 +186,21 @@ def test_a_file_of_other_rows_or_a_damaged_one_is_told_in_a_line(tmp_path: Path)
         Targets(tmp_path / "f", rows())
     with pytest.raises(InputError, match="no such file"):
         Targets(tmp_path / "none", rows())
+
+
+def test_an_output_layer_that_is_called_twice_is_told_with_the_mend() -> None:
+    model = tiny_model()
+    reader = read(model)
+
+    def again(module: Any, args: Any, output: Any) -> None:
+        module.lm_head(torch.zeros(1, 600, 32))
+
+    model.register_forward_hook(again)
+    inputs, where = batch_of(rows(), [0], "cpu")
+    with pytest.raises(
+        ModelError, match="called 2 times in a pass, not once, so .*; leave the anchor out, and use replay"
+    ):
+        reader.states(inputs, where)
 
 
 def test_no_mass_outside_of_the_top_is_no_error() -> None:

@@ -17,22 +17,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from backslide.cure.anchor_kl import BaseTop, Reader, mean_kl
-from backslide.cure.anchor_rows import AnchorRows, drawn, read_rows, tokenised
-from backslide.cure.anchor_targets import Targets, batch_of, key_of, write_targets
+from backslide.cure.anchor_rows import AnchorRows, drawn, read_rows, tokenised, without
+from backslide.cure.anchor_targets import Targets, batch_of, is_kept, key_of, write_targets
+from backslide.cure.fit import check_anchored, moves, suites_of
 from backslide.errors import ConfigError, DataError, InputError, shown
 from backslide.guard import trainer_log
-from backslide.models import cache_folder, is_adapter
+from backslide.models import cache_folder
 from backslide.scoring.forward import uncompiled
-from backslide.scoring.ranks import is_sharded
+from backslide.scoring.ranks import Ranks, is_sharded
 from backslide.scoring.session import as_base, random_state
 from backslide.suite.suite import Suite
 
@@ -59,7 +60,8 @@ class Anchor:
         seed: of the order in which rows are taken.
         max_length: rows are cut behind this many tokens.
         most: `more` goes no higher.
-        suite: rows that hold an item of it are left out.
+        suite: rows that hold an item of it are left out. Those of the suite of a `Guard` of the same trainer are left
+            out in any case.
         folder: where log-probabilities of the base are kept. Default: `anchor` in the cache folder.
         say: told what happens, a line each. Default: the logger `backslide`, as warnings.
         progress: called while the base's log-probabilities are computed.
@@ -91,6 +93,7 @@ class Anchor:
         self._most = _checked(most, "most")
         self._batch_size, self._top, self._seed, self._max_length = batch_size, top, seed, max_length
         self._data, self._said = read_rows(rows, suite)
+        self._searched = {suite.hash} if suite is not None else set()
         self._folder = Path(folder) if folder is not None else cache_folder() / "anchor"
         self._say, self._progress = say, progress
         self.rows: AnchorRows | None = None
@@ -135,7 +138,7 @@ class Anchor:
         """
         if self._trainer is not None:
             raise ConfigError("the anchor is attached already; make one for each trainer")
-        _check(trainer)
+        check_anchored(trainer)
         tokenizer = trainer.processing_class
         # A processor of a vision-language model holds its tokenizer.
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
@@ -143,11 +146,10 @@ class Anchor:
             raise ConfigError(
                 "the trainer has no tokenizer; give it one as processing_class, to read the anchor's rows"
             )
+        self._leave_out(trainer)
         self.rows = tokenised(self._data, tokenizer, self._max_length, self._said)
-        self.notes = self.rows.notes
-        for note in self.notes:
-            self._tell(f"anchor: {note}")
         self._trainer, self._tokenizer = trainer, tokenizer
+        self._note(self.rows.notes)
         step = trainer.training_step
 
         def training_step(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -162,11 +164,36 @@ class Anchor:
         trainer.add_callback(_Events(self))
         return self
 
+    def keep_base(self) -> None:
+        """Have the base's log-probabilities on disk while the attached trainer's model is still the base.
+
+        It is done at the beginning of a run anyway. Before one that is resumed, whose trainer was made with the base
+        itself, it makes a file anew that has gone since. With adapters there is nothing to do.
+
+        Raises:
+            BackslideError: they cannot be computed or kept.
+        """
+        rows, model = self._ready(), uncompiled(self._trainer.model)
+        if moves(model):
+            with random_state():
+                reader = Reader(model, self._trainer.accelerator.autocast)
+                self._keep(key_of(reader, self._tokenizer, rows, self._top), reader)
+
     # What the trainer's events call.
 
     def begin(self, state: Any) -> None:
         """Before the first step: find how the model is read, and keep or load the base's log-probabilities."""
-        trainer, rows = self._trainer, self._ready()
+        trainer = self._trainer
+        # A guard may have been added since.
+        if notes := self._leave_out(trainer):
+            if self._targets is not None:
+                raise ConfigError(
+                    f"anchor: {notes[0]}, of a guard that was added after a training, and the base is gone; add the "
+                    "guard before the first train()"
+                )
+            self.rows = tokenised(self._data, self._tokenizer, self._max_length, self._said)
+            self._note(notes)
+        rows = self._ready()
         model = uncompiled(trainer.model)
         if is_sharded(model):
             raise ConfigError(
@@ -182,7 +209,7 @@ class Anchor:
         with as_base(model):
             pass  # raises where the adapter cannot be switched off
         key = None
-        if _moves(model):
+        if moves(model):
             key = self._load(saved, state.global_step)
         self._saved = {
             "rows": rows.digest,
@@ -255,11 +282,16 @@ class Anchor:
         if saved.get("given") == self._given:
             # It may have been raised during the run.
             self._weight = float(saved["weight"])
+        else:
+            self._tell(
+                f"anchor: the run was begun with weight {saved.get('given')} and is resumed with {self._given:g}, "
+                "which holds from here on"
+            )
 
     def _load(self, saved: Mapping[str, Any] | None, step: int) -> str:
         """Have the base's log-probabilities on disk, open them, and give their key."""
         assert self._reader is not None
-        rows, accelerator = self._ready(), self._trainer.accelerator
+        rows = self._ready()
         if step == 0 and self._targets is not None and self._saved.get("targets"):
             return str(self._saved["targets"])  # trained a second time: the base is still the first one
         if step:
@@ -272,23 +304,15 @@ class Anchor:
         else:
             key = key_of(self._reader, self._tokenizer, rows, self._top)
         path = self._folder / f"{key}.safetensors"
-        if step == 0 and accelerator.is_local_main_process:
-            try:
-                Targets(path, rows)
-            except InputError:
-                write_targets(path, self._reader, rows, self._top, self._progress)
-                size = path.stat().st_size / 1e6
-                tokens = rows.starts[-1]
-                self._tell(
-                    f"anchor: the base's log-probabilities of {tokens} tokens are kept in {path} ({size:.1f} MB)"
-                )
-        accelerator.wait_for_everyone()
+        if step == 0:
+            self._keep(str(key), self._reader)
         try:
             self._targets = Targets(path, rows)
         except InputError as bad:
             raise InputError(
-                f"{bad}; the base's log-probabilities cannot be had from trained weights: put the file back, or begin "
-                "the run anew"
+                f"{bad}; the base's log-probabilities cannot be had from trained weights: put the file back, call "
+                "keep_base() of the anchor before train() where the trainer was made with the base, or begin the run "
+                "anew (backslide tune --anew)"
             ) from None
         if self._targets.vocabulary != self._reader.vocabulary:
             raise ConfigError(
@@ -296,6 +320,35 @@ class Anchor:
                 "log-probabilities were kept; change the vocabulary before the run begins"
             )
         return str(key)
+
+    def _keep(self, key: str, reader: Reader) -> None:
+        """Have the base's log-probabilities on disk: of the processes of a machine one computes them."""
+        rows, path = self._ready(), self._folder / f"{key}.safetensors"
+        failed: Exception | None = None
+        if self._trainer.accelerator.is_local_main_process:
+            try:
+                if not is_kept(path, rows):
+                    write_targets(path, reader, rows, self._top, self._progress)
+                    what = f"{rows.starts[-1]} tokens are kept in {path} ({path.stat().st_size / 1e6:.1f} MB)"
+                    self._tell(f"anchor: the base's log-probabilities of {what}")
+            except Exception as bad:
+                failed = bad
+        # The others wait here, and don't go on without them.
+        Ranks.here().share_failure(failed)
+
+    def _leave_out(self, trainer: Any) -> list[str]:
+        """Leave out rows with an item of the suite of a guard of the trainer; what is to be said of it."""
+        known = len(self._said)
+        for suite in suites_of(trainer):
+            if suite.hash not in self._searched:
+                self._data, self._said = without(self._data, suite, self._said)
+                self._searched.add(suite.hash)
+        return self._said[known:]
+
+    def _note(self, notes: Sequence[str]) -> None:
+        self.notes += tuple(notes)
+        for note in notes:
+            self._tell(f"anchor: {note}")
 
     def _ready(self) -> AnchorRows:
         if self.rows is None:
@@ -329,35 +382,6 @@ class _Events(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         if "loss" in (logs or {}):
             self._anchor.log(state)
-
-
-def _check(trainer: Any) -> None:
-    """Refuse what the term could not be added to, or would be added to wrongly."""
-    if not isinstance(trainer, Trainer):
-        raise ConfigError(f"the anchor is attached to {type(trainer).__name__}, a transformers Trainer is needed")
-    # Known beforehand only, each by its own switch.
-    parallel = getattr(trainer.accelerator, "parallelism_config", None)
-    lomo = "lomo" in str(getattr(trainer.args.optim, "value", trainer.args.optim))
-    for name, found in (
-        ("DeepSpeed, which makes the optimizer's step within the backward pass", trainer.is_deepspeed_enabled),
-        ("FSDP, which shares the weights out over processes", trainer.is_fsdp_enabled),
-        ("tensor, context or sequence parallelism", getattr(parallel, "non_data_parallel_size", 1) > 1),
-        (f"the optimizer {trainer.args.optim}, which steps within the backward pass", lomo),
-    ):
-        if found:
-            raise ConfigError(f"the anchor cannot be used with {name}; use DDP or one process, with another optimizer")
-    model = uncompiled(trainer.model)
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise ConfigError("the anchor needs a causal language model; this one is an encoder with a decoder")
-    for config in (getattr(model, "peft_config", None) or {}).values():
-        if getattr(config, "is_prompt_learning", False):
-            kind = getattr(config.peft_type, "value", config.peft_type)
-            raise ConfigError(f"the anchor cannot be used with {kind}: its tokens shift places; use LoRA")
-
-
-def _moves(model: Any) -> bool:
-    """Whether training changes weights that are still there with the adapters off."""
-    return any(p.requires_grad and not is_adapter(name) for name, p in model.named_parameters())
 
 
 def _seed(seed: int, batch: int) -> None:

@@ -244,7 +244,10 @@ def _caught(head: Any, where: Any) -> Iterator[list[Any]]:
     finally:
         handle.remove()
     if len(found) != 1:
-        raise ModelError(f"the model's output layer was called {len(found)} times in a pass, not once")
+        raise ModelError(
+            f"the model's output layer was called {len(found)} times in a pass, not once, so the anchor cannot read "
+            "the model; leave the anchor out, and use replay"
+        )
 
 
 def _after_head(model: Any) -> Iterator[Callable[[Any], Any]]:

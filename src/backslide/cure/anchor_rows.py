@@ -56,8 +56,15 @@ def read_rows(rows: Iterable[Mapping[str, Any]] | str | Path, suite: Suite | Non
     """
     data = TrainingData.load(rows) if isinstance(rows, (str, Path)) else TrainingData.of(rows, "anchor rows")
     notes = [f"{data.skipped} empty rows left out"] if data.skipped else []
-    if suite is None:
-        return data, notes
+    return (data, notes) if suite is None else without(data, suite, notes)
+
+
+def without(data: TrainingData, suite: Suite, notes: Sequence[str] = ()) -> tuple[TrainingData, list[str]]:
+    """The rows that hold no item of the suite, and what is to be said, behind what is known already.
+
+    Raises `DataError` where none is left.
+    """
+    notes = list(notes)
     texts = [Passage(str(number), text_of(row)) for number, row in enumerate(data.rows)]
     # All places of an item, not the first few: none of these rows may stay.
     leaks = find_leaks(suite, texts, places=len(texts))

@@ -2,14 +2,18 @@
 
 One safetensors file: for each anchored token the base's likeliest tokens, their log-probabilities, and that of all
 others together. It is written as it is computed and read through a memory map, so neither holds it in memory. Its name
-is a digest of everything that it depends on; runs from the same base on the same rows share it.
+is a digest of everything that it depends on; runs from the same base on the same rows share it. Until it is whole it
+has another name, and a list of the rows that are in it beside it: what was interrupted goes on there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +22,10 @@ import torch
 
 from backslide.cure.anchor_kl import ROWS_AT_ONCE, BaseTop, Reader, top_of
 from backslide.cure.anchor_rows import AnchorRows
-from backslide.errors import InputError, RunError
-from backslide.files import dump, replacing
+from backslide.errors import BusyError, InputError, RunError
+from backslide.files import dump
 from backslide.guard.cache import weights_digest
+from backslide.lock import Claim
 from backslide.models import tokenizer_fingerprint
 from backslide.scoring.forward import dtype_of
 from backslide.scoring.session import as_base
@@ -84,13 +89,25 @@ class Targets:
         return BaseTop(read("ids").long(), read("logprobs"), read("rest"))
 
 
+def is_kept(path: Path, rows: AnchorRows) -> bool:
+    """Whether there is a whole file of these rows."""
+    try:
+        Targets(path, rows)
+    except InputError:
+        return False
+    return True
+
+
 def write_targets(
     path: Path, reader: Reader, rows: AnchorRows, top: int, progress: Callable[[str, int, int], None] | None = None
 ) -> None:
     """Compute the base's log-probabilities with the model as it is now, adapters off, and keep them at `path`.
 
+    A call that was interrupted, even killed, goes on where it was.
+
     Args:
-        path: the file; there is the whole of it or none.
+        path: the file; there is the whole of it or none. Its name is `key_of` of the rest: what an interrupted call
+            left under another name is not taken.
         reader: the model.
         rows: what it is asked.
         top: how many tokens of each distribution are kept one by one.
@@ -104,12 +121,11 @@ def write_targets(
     shapes = {"ids": ("I32", (total, top)), "logprobs": ("F32", (total, top)), "rest": ("F32", (total,))}
     said = {"version": str(VERSION), "rows": rows.digest, "top": str(top), "vocabulary": str(reader.vocabulary)}
     head, offsets = _header(shapes, said)
-    done = 0
     try:
-        with replacing(path) as file:
-            file.write(head)
-            for numbers, found in _computed(reader, rows, top):
-                first = 0
+        with _Partial(path, head, len(rows.rows)) as partial:
+            done = len(partial.done)
+            for numbers, found in _computed(reader, rows, top, partial.done):
+                first, file = 0, partial.file
                 for number in numbers:
                     start, stop = rows.starts[number], rows.starts[number + 1]
                     part = found.at(first, first + stop - start)
@@ -119,11 +135,94 @@ def write_targets(
                         width = top if name != "rest" else 1
                         file.seek(offsets[name] + start * width * size)
                         file.write(np.ascontiguousarray(values.cpu().numpy(), dtype=kind).tobytes())
-                done += len(numbers)
+                partial.add(numbers)
+                done = len(partial.done)
                 if progress is not None:
                     progress("base log-probabilities", done, len(rows.rows))
+            partial.finish()
     except OSError as bad:
-        raise RunError(f"{path}: the base's log-probabilities cannot be kept: {bad.strerror or bad}") from None
+        raise RunError(
+            f"{path}: the base's log-probabilities cannot be kept: {bad.strerror or bad}; make room, or keep them "
+            "elsewhere: by folder= of the anchor, or BACKSLIDE_CACHE"
+        ) from None
+
+
+class _Partial:
+    """The file until it is whole, under a name of its own, and the rows in it, in a list beside it.
+
+    Where another process is at the same file it is begun anew, under a name that nobody else has.
+    """
+
+    def __init__(self, path: Path, head: bytes, rows: int) -> None:
+        self._path, self._head, self._rows = path, head, rows
+        self.done: set[int] = set()
+        """Numbers of the rows that are in the file, and on the disk."""
+
+    def __enter__(self) -> _Partial:
+        folder, name = self._path.parent, self._path.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        self._place, self._list = folder / f".{name}.partial", folder / f".{name}.rows"
+        try:
+            self._claim: Claim | None = Claim(folder, folder / f".{name}.lock")
+        except BusyError:
+            self._claim = None
+            own = uuid.uuid4().hex
+            self._place, self._list = folder / f".{name}.{own}.partial", folder / f".{name}.{own}.rows"
+        self.done = self._read()
+        # Neither truncated, nor for appending alone: what is there is written between.
+        self.file = open(self._place, "r+b" if self.done else "w+b")
+        self._said = open(self._list, "a" if self.done else "w", encoding="utf-8", newline="\n")
+        if self.done:
+            self._said.write("\n")  # after a line that a killed process left half written
+        else:
+            self.file.write(self._head)
+            self._said.write(f"{self._about}\n")
+        return self
+
+    def add(self, numbers: Sequence[int]) -> None:
+        """See onto the disk the rows that were written, and then that they are there."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self._said.write(" ".join(map(str, numbers)) + "\n")
+        self._said.flush()
+        self.done.update(numbers)
+
+    def finish(self) -> None:
+        """Give the whole file its name."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        os.replace(self._place, self._path)
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self.file.close()
+        with contextlib.suppress(OSError):
+            self._said.close()
+        # A list without its file is of no use, and neither is a file of this process alone.
+        own = self._claim is None
+        if own:
+            self._place.unlink(missing_ok=True)
+        if own or not self._place.exists():
+            self._list.unlink(missing_ok=True)
+        if self._claim is not None:
+            self._claim.release()
+
+    @property
+    def _about(self) -> str:
+        return f"{self._path.stem} {hashlib.sha256(self._head).hexdigest()}"
+
+    def _read(self) -> set[int]:
+        """The rows that are in the file; none where it is of something else, or damaged."""
+        try:
+            with open(self._place, "rb") as file:
+                same = file.read(len(self._head)) == self._head
+            about, *lines = self._list.read_text(encoding="utf-8").split("\n")
+            # The last line is whole only if a line break follows it.
+            found = {int(number) for line in lines[:-1] for number in line.split()}
+        except (OSError, ValueError):
+            return set()
+        return found if same and about == self._about and found <= set(range(self._rows)) else set()
 
 
 def batch_of(rows: AnchorRows, numbers: Sequence[int], device: Any) -> tuple[dict[str, Any], Any]:
@@ -142,13 +241,19 @@ def batch_of(rows: AnchorRows, numbers: Sequence[int], device: Any) -> tuple[dic
     return inputs, torch.tensor(where, device=device)
 
 
-def _computed(reader: Reader, rows: AnchorRows, top: int) -> Iterator[tuple[list[int], BaseTop]]:
+def _computed(
+    reader: Reader, rows: AnchorRows, top: int, known: Collection[int]
+) -> Iterator[tuple[list[int], BaseTop]]:
+    """Batch by batch, in an order that depends on the rows alone, those left out of which all are known."""
     device = next(reader.model.parameters()).device
     order = sorted(range(len(rows.rows)), key=lambda number: len(rows.rows[number].tokens))
     while order:
         longest = len(rows.rows[order[-1]].tokens)
         count = max(1, BATCH_TOKENS // longest)
         numbers, order = order[-count:], order[:-count]
+        # As a whole or not at all: in half precision what a row gets depends on its company.
+        if all(number in known for number in numbers):
+            continue
         inputs, where = batch_of(rows, numbers, device)
         with as_base(reader.model):
             states = reader.states(inputs, where)
@@ -156,7 +261,13 @@ def _computed(reader: Reader, rows: AnchorRows, top: int) -> Iterator[tuple[list
             parts = [top_of(reader.logits(chunk), top) for chunk in chunks]
         found = BaseTop(*(torch.cat([getattr(part, name) for part in parts]) for name in ("ids", "logprobs", "rest")))
         if not bool(found.logprobs.isfinite().all()):
-            raise RunError("the base's own log-probabilities on the anchor rows are not finite: it cannot be an anchor")
+            kept = [number for number in numbers for _ in rows.rows[number].places]
+            first, place = next((n, i) for n, i in enumerate(kept) if not bool(found.logprobs[n].isfinite().all()))
+            value = float(found.logprobs[first][~found.logprobs[first].isfinite()][0])
+            raise RunError(
+                f"the base's own log-probabilities are no finite numbers: {value} on row {place + 1} of the anchor's; "
+                "load the base in float32 or bfloat16, or leave the anchor out"
+            )
         yield numbers, found
 
 

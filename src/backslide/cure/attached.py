@@ -11,10 +11,12 @@ from backslide.config import SELF, TuneConfig
 from backslide.cure.anchor import Anchor
 from backslide.cure.prompts import prompts_of
 from backslide.cure.replay import Replay
-from backslide.cure.synthesis import synthesise
+from backslide.cure.synthesis import Synthesis, synthesise
 from backslide.data import TrainingData
 from backslide.errors import ConfigError
+from backslide.lock import first_process
 from backslide.models import Loaded
+from backslide.scoring.ranks import Ranks
 from backslide.scoring.work import Progress
 from backslide.suite.suite import Suite
 
@@ -32,7 +34,7 @@ class Cures:
     """Replay and anchor of one run, made before the guard and attached once there is a trainer.
 
     Data of a file are read at once, so that what is wrong with them is said before a model is loaded; the base's own
-    replies are made when the base is there.
+    replies are made when the base is there. Of several processes the first makes them, and speaks for all.
 
     Args:
         config: of the run.
@@ -47,7 +49,8 @@ class Cures:
     def __init__(
         self, config: TuneConfig, suite: Suite, say: Callable[[str], None], progress: Progress | None = None
     ) -> None:
-        self._config, self._suite, self._say, self._progress = config, suite, say, progress
+        self._config, self._suite, self._progress = config, suite, progress
+        self._say = say = say if first_process() else lambda _: None
         cure = config.cure
         self.replays = cure.replay > 0 or config.on_regression in ("replay", "auto")
         self.anchors = cure.anchor > 0 or config.on_regression == "auto"
@@ -76,8 +79,13 @@ class Cures:
         """For `Guard(anchor=…)`."""
         return self._more_anchor if self.anchors else None
 
-    def attach(self, trainer: Any, loaded: Loaded) -> None:
+    def attach(self, trainer: Any, loaded: Loaded, *, resumed: bool = False) -> None:
         """Add them to the trainer, whose model has not been trained yet.
+
+        Args:
+            trainer: of the run.
+            loaded: the base.
+            resumed: whether the training goes on from a checkpoint, whose weights are loaded later.
 
         Raises:
             InputError: the data leave nothing to practise, or trainer and cures do not fit.
@@ -90,14 +98,26 @@ class Cures:
             self._replay.attach(trainer)
         if self._anchor is not None:
             self._anchor.attach(trainer)
+            if resumed:
+                # The cache that had it may have been cleared since, and after this the base is gone.
+                self._anchor.keep_base()
 
     def _of_the_base(self, model: Any, tokenizer: Any) -> None:
         """Make them of the base's own replies."""
         cure = self._config.cure
-        made = synthesise(
-            model, tokenizer, prompts=cure.prompts, out=self._file(), suite=self._suite, max_new_tokens=LONGEST,
-            progress=self._progress,
-        )  # fmt: skip
+
+        def make(alive: Callable[[], None]) -> Synthesis:
+            def progress(what: str, done: int, total: int) -> None:
+                alive()
+                if self._progress is not None:
+                    self._progress(what, done, total)
+
+            return synthesise(
+                model, tokenizer, prompts=cure.prompts, out=self._file(), suite=self._suite, max_new_tokens=LONGEST,
+                progress=progress,
+            )  # fmt: skip
+
+        made = Ranks.here().of_first(make)
         for note in made.notes:
             self._say(f"the base's own replies: {note}")
         if not made.rows and (cure.replay > 0 or self._config.on_regression == "replay"):

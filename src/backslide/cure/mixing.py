@@ -19,6 +19,8 @@ from backslide.errors import ConfigError, DataError, shown
 
 LADDER = (0.01, 0.05, 0.10, 0.25, 0.50)
 """What a ratio is raised to, step by step."""
+MEND = "resume from another checkpoint, or begin anew"
+"""Where the state in a checkpoint cannot be used."""
 
 
 def check_ratio(ratio: float, most: float, name: str = "ratio") -> float:
@@ -97,9 +99,10 @@ class Mix:
             pieces = tuple((int(batch), float(ratio)) for batch, ratio in saved["pieces"])
             mix = cls(ratio=float(saved["ratio"]), due=float(saved["due"]), pieces=pieces, **counts)
         except (KeyError, TypeError, ValueError) as bad:
-            raise DataError(f"{place}: not a state of replay: {type(bad).__name__}: {bad}") from None
+            why = f"{type(bad).__name__}: {bad}"
+            raise DataError(f"{place}: not a state of replay: {why}; {MEND}") from None
         if min(counts.values()) < 0 or not 0 <= mix.ratio < 1 or not 0 <= mix.due < float("inf") or not pieces:
-            raise DataError(f"{place}: not a state of replay: {shown(dict(saved))}")
+            raise DataError(f"{place}: not a state of replay: {shown(dict(saved))}; {MEND}")
         return mix
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -147,7 +147,7 @@ def prepare(old: OldRows, trainer: Any, *, max_length: int | None, say: Say) -> 
 
     `SFTTrainer` does it itself: chat template, cut, masks and packing are those of its own data. For a bare `Trainer`,
     which gets its data tokenised, texts are tokenised by its `processing_class`, cut at `max_length`, without an end
-    token, and all tokens but those of a prompt are learnt.
+    token, and all tokens but those of a prompt are learnt (`unlearn` where the new rows have no labels).
     """
     if hasattr(trainer, "_prepare_dataset"):
         return Prepared(_by_sft(old, trainer), old.name, say)
@@ -203,6 +203,45 @@ def like(old: Row, new: Row, wanted: set[str] | None) -> dict[str, Any]:
     return made
 
 
+def unlearn(batch: Any, rows: Sequence[Row]) -> bool:
+    """Take what is not to be learnt of old rows out of the labels that a collator made of all tokens.
+
+    Args:
+        batch: what the collator made, the old rows last in it.
+        rows: the old rows.
+
+    Returns:
+        False where one of them is not found in the batch as it was given, or there are no labels.
+    """
+    masked = {
+        place: unlearnt
+        for place, row in enumerate(rows, start=-len(rows))
+        if row.get("labels") is not None and (unlearnt := np.asarray(row["labels"]) == IGNORED).any()
+    }
+    if not masked:
+        return True
+    if not isinstance(batch, MutableMapping):
+        return False
+    ids: Any = batch.get("input_ids")
+    labels: Any = batch.get("labels")
+    if getattr(ids, "ndim", 0) != 2 or getattr(labels, "shape", None) != ids.shape or len(ids) < len(rows):
+        return False
+    # They may be the very tokens themselves.
+    labels = labels.clone() if hasattr(labels, "clone") else labels.copy()
+    for place, unlearnt in masked.items():
+        own, size = list(map(int, rows[place]["input_ids"])), len(unlearnt)
+        # Padded on the right, or on the left.
+        for start in (0, ids.shape[1] - size):
+            found, learnt = (part[place, max(start, 0) : start + size].tolist() for part in (ids, labels))
+            if found == own and all(one in (IGNORED, token) for one, token in zip(learnt, own, strict=True)):
+                labels[place, (start + np.flatnonzero(unlearnt)).tolist()] = IGNORED
+                break
+        else:
+            return False
+    batch["labels"] = labels
+    return True
+
+
 def _typed(values: Any, as_in: Any) -> Any:
     if isinstance(as_in, np.ndarray):
         return np.asarray(values, as_in.dtype)
@@ -237,7 +276,10 @@ def _by_sft(old: OldRows, trainer: Any) -> Sequence[Row]:
                 "trainer learns nothing else (assistant_only_loss); leave such rows out, or give old data as text"
             ) from bad
         why = " ".join(str(bad).split())[:300]
-        raise DataError(f"replay: the trainer cannot prepare {old.name} ({old.format}) as its own data: {why}") from bad
+        raise DataError(
+            f"replay: the trainer cannot prepare {old.name} ({old.format}) as its own data: {why}; mend "
+            "such rows, or give old data in the format of the new"
+        ) from bad
     keep = [key for key in ("input_ids", "labels", "attention_mask", "seq_lengths") if key in made.column_names]
     return cast(Sequence[Row], made.select_columns(keep))
 

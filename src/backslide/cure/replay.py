@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ from accelerate.utils import send_to_device
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from backslide.cure.mixing import Mix, Stream, check_ratio, raised
-from backslide.cure.old_rows import TOKENS, OldRows, Prepared, like, prepare, tokens_of
-from backslide.errors import ConfigError, DataError, InputError, shown
+from backslide.cure.fit import check_replayed, check_row, longest, suites_of
+from backslide.cure.mixing import MEND, Mix, Stream, check_ratio, raised
+from backslide.cure.old_rows import TOKENS, OldRows, Prepared, like, prepare, tokens_of, unlearn
+from backslide.errors import ConfigError, DataError, shown
 from backslide.files import read_json, write_json
 from backslide.suite.suite import Suite
 
@@ -24,12 +24,6 @@ SCHEMA = 1
 """Version of the state in a checkpoint."""
 LOGGED = "backslide/replay_share"
 """The share of old tokens so far, in the trainer's log."""
-PEEKED = 1000
-"""New rows that are looked at for the length at which old texts are cut."""
-
-ROWS = ("trl.trainer.sft_trainer", "trl.trainer.base_trainer")
-"""Modules of TRL's trainers whose batches are rows of tokens."""
-
 logger = logging.getLogger("backslide")
 
 
@@ -47,7 +41,8 @@ class Replay:
         ratio: old tokens as a share of all, in [0, most]. All tokens of a row count, learnt or not, padding does not.
         seed: of the order of the old rows.
         most: what the ratio can be raised to, below 1.
-        suite: rows that hold a copy of an item of it are left out.
+        suite: rows that hold a copy of an item of it are left out. Those of the suite of a `Guard` of the same trainer
+            are left out in any case.
         max_length: tokens at which old texts are cut for a bare `Trainer`, default: at the longest of its new rows.
             `SFTTrainer` cuts them as its own.
         say: told what is left out. Default: the logger `backslide`, as warnings.
@@ -73,8 +68,9 @@ class Replay:
         self._seed, self._most, self._suite, self._max_length = seed, float(most), suite, max_length
         self._say = say or functools.partial(logger.warning, "backslide: %s")
         self._old = OldRows.read(source, self._say)
+        self._searched: set[str] = set()
         if suite is not None and self._old.format != TOKENS:
-            self._old = self._old.without(suite, self._say)
+            self._leave_out(suite)
         self._mix = Mix.begin(self._begun_with)
         self._mixer: _Mixer | None = None
 
@@ -117,21 +113,37 @@ class Replay:
         Raises:
             InputError: the trainer's batches are not rows of tokens that old rows can be added to.
         """
-        _check(trainer)
+        check_replayed(trainer)
         if self._mixer is not None:
             raise ConfigError("replay: is attached to a trainer already; make another Replay for this one")
-        if self._suite is not None and self._old.format == TOKENS:
-            tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-            if tokenizer is None:
-                raise ConfigError("replay: old rows of tokens are compared with the suite as text, for which the "
-                                  "trainer needs a processing_class")  # fmt: skip
-            self._old = self._old.without(self._suite, self._say, tokenizer)
-        longest = self._max_length or _longest(trainer)
-        prepared = prepare(self._old, trainer, max_length=longest, say=self._say)
-        self._mixer = _Mixer(self, trainer, prepared)
+        self.without_items(trainer)
+        self._mixer = _Mixer(self, trainer, self.prepared(trainer, self._say))
         return self
 
-    # For the mixer, which calls these in order: begin, then advance for each batch.
+    # For the mixer, which calls these in order: without_items, begin, then advance for each batch.
+
+    def without_items(self, trainer: Any) -> bool:
+        """Leave out rows that hold an item of the given suite or of a guard's of the trainer; whether there were any.
+
+        Raises `InputError` where none is left.
+        """
+        before = self._old
+        for suite in (*([self._suite] if self._suite is not None else []), *suites_of(trainer)):
+            tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+            if tokenizer is None and self._old.format == TOKENS:
+                raise ConfigError("replay: old rows of tokens are compared with the suite as text, for which the "
+                                  "trainer needs a processing_class")  # fmt: skip
+            self._leave_out(suite, tokenizer)
+        return self._old is not before
+
+    def _leave_out(self, suite: Suite, tokenizer: Any = None) -> None:
+        if suite.hash not in self._searched:
+            self._old = self._old.without(suite, self._say, tokenizer)
+            self._searched.add(suite.hash)
+
+    def prepared(self, trainer: Any, say: Callable[[str], None]) -> Prepared:
+        """The old rows as the trainer's collator takes them."""
+        return prepare(self._old, trainer, max_length=self._max_length or longest(trainer), say=say)
 
     def begin(self, saved: Mapping[str, Any] | None, place: str) -> None:
         """Stand before the first batch, or where the run that is resumed stood."""
@@ -184,7 +196,8 @@ class _Mixer:
         self._loader: Any = None
         self._wanted: set[str] | None = None
         self._world, self._rank = trainer.args.world_size, trainer.args.process_index
-        self._stream = Stream(len(prepared.rows), replay.state()["seed"], world=self._world, rank=self._rank)
+        self._stream = self._streamed()
+        self._told = False
         trainer._backslide_replay = replay
         # On this very trainer, not on its class: others of the process stay as they are.
         for name in ("train", "get_train_dataloader", "get_batch_samples", "log"):
@@ -231,6 +244,10 @@ class _Mixer:
     def begin(self, state: Any, loader: Any) -> None:
         """Take the rows from the loader that the training is about to use, and the state from where it is resumed."""
         self.end()
+        # A guard may have been added since.
+        if self._replay.without_items(self._trainer):
+            self._prepared = self._replay.prepared(self._trainer, lambda _: None)
+            self._stream = self._streamed()
         self._replay.begin(self._saved(state), str(self._place(self._checkpoint)))
         self._loader = getattr(loader, "base_dataloader", loader)
         self._collate = self._loader.collate_fn
@@ -286,7 +303,7 @@ class _Mixer:
             return None
         saved = read_json(place, DataError)
         if not isinstance(saved, dict) or saved.get("schema") != SCHEMA:
-            raise DataError(f"{place}: not a state of replay of version {SCHEMA}: {shown(saved)}")
+            raise DataError(f"{place}: not a state of replay of version {SCHEMA}: {shown(saved)}; {MEND}")
         now = {"rows": self._prepared.fingerprint, "seed": self._replay.state()["seed"], "world": self._world}
         means = {"rows": "old rows", "seed": "seed", "world": "number of processes"}
         for key, value in now.items():
@@ -300,16 +317,21 @@ class _Mixer:
 
     # The mixing itself.
 
+    def _streamed(self) -> Stream:
+        seed = self._replay.state()["seed"]
+        return Stream(len(self._prepared.rows), seed, world=self._world, rank=self._rank)
+
     def _mixed(self, batch: Any) -> Any:
         if not isinstance(batch, _Rows):
             return batch
         new, prepared, stream = batch.rows, self._prepared, self._stream
         for row in new:
-            _check_row(row)
+            check_row(row)
         places = self._replay.advance(
             sum(map(tokens_of, new)), lambda place: int(prepared.lengths[stream.index(place)])
         )  # fmt: skip
-        old = [like(prepared.rows[stream.index(place)], new[0], self._wanted) for place in places]
+        chosen = [prepared.rows[stream.index(place)] for place in places]
+        old = [like(row, new[0], self._wanted) for row in chosen]
         try:
             made = self._collate([*new, *old])
         except (KeyError, ValueError, TypeError, RuntimeError) as bad:
@@ -320,6 +342,13 @@ class _Mixer:
                 f"replay: the trainer's collator takes no batch of new and old rows: {type(bad).__name__}: {why}; "
                 "use one that pads, or give old rows of the same length and columns"
             ) from bad
+        # New rows without labels: the collator makes them, of every token of a row.
+        if old and "labels" not in old[0] and not unlearn(made, chosen) and not self._told:
+            self._told = True
+            self._replay._say(
+                "replay: the collator makes labels of its own in which old rows are not found again, so that the "
+                "prompts of old pairs may be learnt too; give the new rows labels (of all tokens: a copy of input_ids)"
+            )
         return send_to_device(made, self._trainer.accelerator.device)
 
 
@@ -339,46 +368,3 @@ class _Events(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._mixer.save(state.global_step)
-
-
-def _check(trainer: Any) -> None:
-    """Raise `InputError` for a trainer that old rows cannot be added to."""
-    if not isinstance(trainer, Trainer):
-        raise ConfigError(f"replay: a transformers Trainer is needed, this is a {type(trainer).__name__}")
-    if getattr(trainer, "_backslide_replay", None) is not None:
-        raise ConfigError("replay: the trainer has a replay attached already; give all old rows to one")
-    kind = type(trainer)
-    homes = {base.__module__ for base in kind.__mro__}
-    if any(home.startswith("trl.") and home not in ROWS for home in homes):
-        raise ConfigError(f"replay: the batches of {kind.__name__} are prompts or pairs, to which no old rows can be "
-                          "added; use SFTTrainer or Trainer, or mix the data sets beforehand")  # fmt: skip
-    if trainer.train_dataset is None:
-        raise ConfigError("replay: the trainer has no train_dataset to mix old rows into")
-    sizes = [
-        getattr(trainer, name)() for name in ("get_tp_size", "get_cp_size", "get_sp_size") if hasattr(trainer, name)
-    ]
-    if max(sizes, default=1) > 1:
-        raise ConfigError("replay: with tensor, context or sequence parallelism several processes share a batch, which "
-                          "is not supported; use data parallelism (DDP, FSDP, DeepSpeed ZeRO)")  # fmt: skip
-    data = trainer.train_dataset
-    if isinstance(data, torch.utils.data.IterableDataset):
-        dispatched = trainer.accelerator.dataloader_config.dispatch_batches is not False
-        if trainer.args.world_size > 1 and dispatched:
-            raise ConfigError("replay: the main process reads the stream for all and cuts its batches up; set "
-                              "accelerator_config={'dispatch_batches': False} so that each reads its own")  # fmt: skip
-    elif len(data) > 0:
-        _check_row(data[0])
-
-
-def _check_row(row: Any) -> None:
-    if not isinstance(row, Mapping) or row.get("input_ids") is None:
-        what = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-        raise InputError(f"replay: new rows with input_ids are needed, those of the trainer have: {what}")
-
-
-def _longest(trainer: Any) -> int | None:
-    data = trainer.train_dataset
-    if isinstance(data, torch.utils.data.IterableDataset):
-        return None
-    peeked = itertools.islice((data[place] for place in range(len(data))), PEEKED)
-    return max((len(row["input_ids"]) for row in peeked), default=None)

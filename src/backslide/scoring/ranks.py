@@ -6,13 +6,14 @@ so each of them makes all passes, in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import distributed
 
-from backslide.errors import ModelError
+from backslide.errors import BackslideError, ModelError, RunError
 
 T = TypeVar("T")
 
@@ -80,6 +81,58 @@ class Ranks:
         box = [value]
         distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def of_first(self, make: Callable[[Callable[[], None]], T]) -> T:
+        """What the first process makes, while the others wait; what it raises, all raise. All of them must call it.
+
+        Args:
+            make: called in the first process, with a function that it calls now and then: who hears nothing for as long
+                as a collective call may take (minutes) gives the others up.
+        """
+        if self.size == 1:
+            return make(lambda: None)
+        if not self.first:
+            while (told := self.agreed(_Told())).waiting:
+                pass
+            if told.failed is not None:
+                raise told.failed
+            return told.made  # type: ignore[no-any-return]
+
+        def alive() -> None:
+            self.agreed(_Told())
+
+        try:
+            made = make(alive)
+        except BaseException as bad:
+            with contextlib.suppress(RuntimeError):  # the others may have gone already
+                self.agreed(_Told(waiting=False, failed=_sendable(bad)))
+            raise
+        return self.agreed(_Told(made, waiting=False)).made  # type: ignore[no-any-return]
+
+    def share_failure(self, failed: Exception | None) -> None:
+        """Raise in all processes what one of them could not do; all of them must call it."""
+        found = self.gather(_sendable(failed) if failed is not None else None)
+        if failed is not None:
+            raise failed
+        for other in found:
+            if other is not None:
+                raise other
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the first process tells the others of what it makes."""
+
+    made: Any = None
+    waiting: bool = True
+    failed: BackslideError | None = None
+
+
+def _sendable(bad: BaseException) -> BackslideError:
+    """An exception that another process can be sent: one of ours as it is, of any other its words."""
+    if isinstance(bad, BackslideError):
+        return bad
+    return RunError(" ".join(f"another process failed: {type(bad).__name__}: {bad}".split())[:400])
 
 
 def is_sharded(model: Any) -> bool:
