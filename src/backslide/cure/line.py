@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from backslide.cure.alike import aliases, check_shape, same, variants
 from backslide.cure.weights import ADAPTER, Weights, folder_of
 from backslide.errors import ModelError
 from backslide.files import read_json
@@ -104,7 +105,7 @@ class FullLine(Line):
     def __init__(self, base: str, tuned: str, base_folder: Path, folder: Path) -> None:
         ends = Weights.of_model(base_folder), Weights.of_model(folder)
         super().__init__(base, tuned, base_folder, folder, ends)
-        self._names = _same(base, tuned, base_folder, folder, *ends)
+        self._names = same(base, tuned, base_folder, folder, *ends)
 
     def tensor(self, name: str, alpha: float) -> torch.Tensor:
         """The tensor `name` of the tuned model's files, at α."""
@@ -132,7 +133,7 @@ class FullLine(Line):
         prefix = getattr(model, "base_model_prefix", "")
         found: dict[str, torch.Tensor] = {}
         for name in self._end.where:
-            place = next((held[n] for n in _variants(name, prefix) if n in held), None)
+            place = next((held[n] for n in variants(name, prefix) if n in held), None)
             if place is None or place.shape != self._end.tensor(name).shape:
                 return None
             found[name] = place
@@ -161,22 +162,22 @@ class AdapterLine(Line):
         super().__init__(base, tuned, base_folder, folder, ends)
         self.config: dict[str, Any] = read_json(folder / "adapter_config.json", ModelError)
         _is_plain_lora(tuned, self.config)
-        aliases = _aliases(base_folder)
+        other_names = aliases(base_folder)
         self._whole: dict[str, str] = {}
         for name in self._end.where:
             if _lora_part(name) is None:
-                self._whole[name] = self._of_base(name, aliases)
+                self._whole[name] = self._of_base(name, other_names)
 
-    def _of_base(self, name: str, aliases: dict[str, str]) -> str:
+    def _of_base(self, name: str, other_names: dict[str, str]) -> str:
         """The base's own tensor for a whole one in the adapter's file."""
         plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
-        tied = aliases.get(plain, plain)
+        tied = other_names.get(plain, plain)
         for wanted in dict.fromkeys((plain, tied)):
             prefixes = {name.split(".")[0] for name in self._start.where}
-            for variant in (v for prefix in sorted(prefixes) for v in _variants(wanted, prefix)):
+            for variant in (v for prefix in sorted(prefixes) for v in variants(wanted, prefix)):
                 if variant in self._start.where:
                     old, new = self._start.tensor(variant).shape, self._end.tensor(name).shape
-                    _fits(self.tuned, name, old, new)
+                    check_shape(self.tuned, name, old, new)
                     return variant
         raise ModelError(
             f"{self.tuned}: has {name}, which is neither a part of LoRA nor a tensor of {self.base}; merge it into its "
@@ -252,74 +253,6 @@ def between(start: torch.Tensor, end: torch.Tensor, alpha: float) -> torch.Tenso
     wide = torch.float64 if torch.float64 in (start.dtype, end.dtype) else torch.float32
     first = start.to(wide)
     return (first + alpha * (end.to(wide) - first)).to(end.dtype)
-
-
-def _same(base: str, tuned: str, base_folder: Path, folder: Path, start: Weights, end: Weights) -> dict[str, str]:
-    """For each tensor of the tuned model the name of the base's; `ModelError` where they are no two of a kind."""
-    configs = [read_json(place / "config.json", ModelError) for place in (base_folder, folder)]
-    kinds = [str(config.get("model_type")) for config in configs]
-    if kinds[0] != kinds[1]:
-        raise ModelError(f"{tuned}: is of the architecture {kinds[1]}, and {base} of {kinds[0]}: they have no line")
-    aliases, found = _aliases(base_folder), {}
-    tied = _aliases(folder)
-    prefixes = sorted({name.split(".")[0] for name in (*start.where, *end.where)})
-
-    def partner(name: str, weights: Weights, other: dict[str, str]) -> str | None:
-        wanted = [name, other[name]] if name in other else [name]
-        return next(
-            (v for w in wanted for prefix in prefixes for v in _variants(w, prefix) if v in weights.where), None
-        )
-
-    for name in end.where:
-        old = partner(name, start, aliases)
-        if old is None:
-            raise ModelError(f"{tuned}: has {name}, which {base} has not: they have no line; is that its base?")
-        _fits(tuned, name, start.tensor(old).shape, end.tensor(name).shape)
-        found[name] = old
-    lost = [
-        name
-        for name in start.where.keys() - set(found.values())
-        if name not in aliases and partner(name, end, tied) is None
-    ]
-    if lost:
-        raise ModelError(f"{tuned}: has no {min(lost)}, which {base} has: they have no line; is that its base?")
-    if untied := [name for name in tied if name in start.where and name not in aliases and name not in end.where]:
-        raise ModelError(f"{tuned}: its {untied[0]} is tied to {tied[untied[0]]}, and that of {base} is not: no line")
-    return found
-
-
-def _fits(tuned: str, name: str, old: torch.Size, new: torch.Size) -> None:
-    # A larger vocabulary adds rows; so does nothing else that keeps its name.
-    more = len(old) == len(new) > 0 and old[1:] == new[1:] and new[0] > old[0] and _is_vocabulary(name)
-    if old != new and not more:
-        raise ModelError(f"{tuned}: {name} is {list(new)}, and the base's {list(old)}: they have no line")
-
-
-def _is_vocabulary(name: str) -> bool:
-    return any(part in ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "tok_embeddings", "output",
-                        "word_embeddings", "embeddings") for part in name.split("."))  # fmt: skip
-
-
-def _aliases(folder: Path) -> dict[str, str]:
-    """Tensors that are another one's under a second name, as in tied embeddings, by the model's own account."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        with quiet(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    except (OSError, ValueError, KeyError, ImportError) as bad:
-        reason = " ".join(str(bad).split()) or type(bad).__name__
-        raise ModelError(f"{folder}: is no causal language model that transformers knows: {reason[:200]}") from None
-    return dict(getattr(model, "all_tied_weights_keys", None) or {})
-
-
-def _variants(name: str, prefix: str) -> Iterator[str]:
-    """A tensor's name, and that which it has where a model was saved with, or without, its head."""
-    yield name
-    if prefix:
-        yield f"{prefix}.{name}"
-        if name.startswith(f"{prefix}."):
-            yield name.removeprefix(f"{prefix}.")
 
 
 def _lora_part(name: str) -> str | None:

@@ -1,0 +1,80 @@
+"""Whether two models are of a kind: their architectures, and which tensor of the one is which of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from backslide.cure.weights import Weights
+from backslide.errors import ModelError
+from backslide.files import read_json
+from backslide.models import quiet
+
+
+def same(base: str, tuned: str, base_folder: Path, folder: Path, start: Weights, end: Weights) -> dict[str, str]:
+    """For each tensor of the tuned model the name of the base's; `ModelError` where they are no two of a kind."""
+    configs = [read_json(place / "config.json", ModelError) for place in (base_folder, folder)]
+    kinds = [str(config.get("model_type")) for config in configs]
+    if kinds[0] != kinds[1]:
+        raise ModelError(f"{tuned}: is of the architecture {kinds[1]}, and {base} of {kinds[0]}: they have no line")
+    free, found = aliases(base_folder), {}
+    tied = aliases(folder)
+    prefixes = sorted({name.split(".")[0] for name in (*start.where, *end.where)})
+
+    def partner(name: str, weights: Weights, other: dict[str, str]) -> str | None:
+        wanted = [name, other[name]] if name in other else [name]
+        return next((v for w in wanted for prefix in prefixes for v in variants(w, prefix) if v in weights.where), None)
+
+    for name in end.where:
+        old = partner(name, start, free)
+        if old is None:
+            raise ModelError(f"{tuned}: has {name}, which {base} has not: they have no line; is that its base?")
+        check_shape(tuned, name, start.tensor(old).shape, end.tensor(name).shape)
+        found[name] = old
+    lost = [
+        name
+        for name in start.where.keys() - set(found.values())
+        if name not in free and partner(name, end, tied) is None
+    ]
+    if lost:
+        raise ModelError(f"{tuned}: has no {min(lost)}, which {base} has: they have no line; is that its base?")
+    if untied := [name for name in tied if name in start.where and name not in free and name not in end.where]:
+        raise ModelError(f"{tuned}: its {untied[0]} is tied to {tied[untied[0]]}, and that of {base} is not: no line")
+    return found
+
+
+def check_shape(tuned: str, name: str, old: torch.Size, new: torch.Size) -> None:
+    """Raise `ModelError` where two tensors of one name have no line: their shapes differ."""
+    # A larger vocabulary adds rows; so does nothing else that keeps its name.
+    more = len(old) == len(new) > 0 and old[1:] == new[1:] and new[0] > old[0] and _is_vocabulary(name)
+    if old != new and not more:
+        raise ModelError(f"{tuned}: {name} is {list(new)}, and the base's {list(old)}: they have no line")
+
+
+def _is_vocabulary(name: str) -> bool:
+    return any(part in ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "tok_embeddings", "output",
+                        "word_embeddings", "embeddings") for part in name.split("."))  # fmt: skip
+
+
+def aliases(folder: Path) -> dict[str, str]:
+    """Tensors that are another one's under a second name, as in tied embeddings, by the model's own account."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with quiet(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError, KeyError, ImportError) as bad:
+        reason = " ".join(str(bad).split()) or type(bad).__name__
+        raise ModelError(f"{folder}: is no causal language model that transformers knows: {reason[:200]}") from None
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def variants(name: str, prefix: str) -> Iterator[str]:
+    """A tensor's name, and that which it has where a model was saved with, or without, its head."""
+    yield name
+    if prefix:
+        yield f"{prefix}.{name}"
+        if name.startswith(f"{prefix}."):
+            yield name.removeprefix(f"{prefix}.")
