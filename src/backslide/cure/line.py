@@ -68,7 +68,9 @@ class Line(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.folder.iterdir()):
             if path.is_file() and (path.suffix in _BESIDE or path.name.startswith(("LICENSE", "NOTICE"))):
-                if path.name not in _TRAINING:
+                # An index that is not read is of weights that are no more, or of another format's.
+                stale = path.name.endswith(".index.json") and path.name != self._end.index
+                if path.name not in _TRAINING and not stale:
                     shutil.copyfile(path, folder / path.name)
             elif path.name == "additional_chat_templates" and path.is_dir():
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
