@@ -12,13 +12,15 @@ from backslide.errors import ModelError
 from backslide.files import read_json
 from backslide.models import quiet
 
+_NO_LINE = "they have no line: name the model that it was trained from"
+
 
 def same(base: str, tuned: str, base_folder: Path, folder: Path, start: Weights, end: Weights) -> dict[str, str]:
     """For each tensor of the tuned model the name of the base's; `ModelError` where they are no two of a kind."""
     configs = [read_json(place / "config.json", ModelError) for place in (base_folder, folder)]
     kinds = [str(config.get("model_type")) for config in configs]
     if kinds[0] != kinds[1]:
-        raise ModelError(f"{tuned}: is of the architecture {kinds[1]}, and {base} of {kinds[0]}: they have no line")
+        raise ModelError(f"{tuned}: is of the architecture {kinds[1]}, and {base} of {kinds[0]}; {_NO_LINE}")
     free, found = aliases(base_folder), {}
     tied = aliases(folder)
     prefixes = sorted({name.split(".")[0] for name in (*start.where, *end.where)})
@@ -30,8 +32,8 @@ def same(base: str, tuned: str, base_folder: Path, folder: Path, start: Weights,
     for name in end.where:
         old = partner(name, start, free)
         if old is None:
-            raise ModelError(f"{tuned}: has {name}, which {base} has not: they have no line; is that its base?")
-        check_shape(tuned, name, start.tensor(old).shape, end.tensor(name).shape)
+            raise ModelError(f"{tuned}: has {name}, which {base} has not; {_NO_LINE}")
+        check_shape(tuned, base, name, start.tensor(old).shape, end.tensor(name).shape)
         found[name] = old
     lost = [
         name
@@ -39,21 +41,25 @@ def same(base: str, tuned: str, base_folder: Path, folder: Path, start: Weights,
         if name not in free and partner(name, end, tied) is None
     ]
     if lost:
-        raise ModelError(f"{tuned}: has no {min(lost)}, which {base} has: they have no line; is that its base?")
+        raise ModelError(f"{tuned}: has no {min(lost)}, which {base} has; {_NO_LINE}")
     if untied := [name for name in tied if name in start.where and name not in free and name not in end.where]:
-        raise ModelError(f"{tuned}: its {untied[0]} is tied to {tied[untied[0]]}, and that of {base} is not: no line")
+        raise ModelError(
+            f"{tuned}: its {untied[0]} is tied to {tied[untied[0]]}, and that of {base} is a tensor of its own; "
+            f"{_NO_LINE}, or save it with one of its own (tie_word_embeddings=False)"
+        )
     return found
 
 
-def check_shape(tuned: str, name: str, old: torch.Size, new: torch.Size) -> None:
+def check_shape(tuned: str, base: str, name: str, old: torch.Size, new: torch.Size) -> None:
     """Raise `ModelError` where two tensors of one name have no line: their shapes differ."""
     # A larger vocabulary adds rows; so does nothing else that keeps its name.
-    more = len(old) == len(new) > 0 and old[1:] == new[1:] and new[0] > old[0] and _is_vocabulary(name)
+    more = len(old) == len(new) > 0 and old[1:] == new[1:] and new[0] > old[0] and is_vocabulary(name)
     if old != new and not more:
-        raise ModelError(f"{tuned}: {name} is {list(new)}, and the base's {list(old)}: they have no line")
+        raise ModelError(f"{tuned}: its {name} is {list(new)}, and that of {base} {list(old)}; {_NO_LINE}")
 
 
-def _is_vocabulary(name: str) -> bool:
+def is_vocabulary(name: str) -> bool:
+    """Whether a tensor of this name has a row for each token."""
     return any(part in ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "tok_embeddings", "output",
                         "word_embeddings", "embeddings") for part in name.split("."))  # fmt: skip
 

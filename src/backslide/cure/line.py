@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from backslide.cure.alike import aliases, check_shape, same, variants
+from backslide.cure.alike import aliases, check_shape, is_vocabulary, same, variants
 from backslide.cure.weights import ADAPTER, Weights, folder_of
 from backslide.errors import ModelError
 from backslide.files import read_json
@@ -29,6 +29,7 @@ from backslide.scoring.adapters import KEEPS_BASE
 
 _BESIDE = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm", ".vocab", ".bpe", ".py")
 """Endings of what belongs to a model beside its weights: configuration, tokenizer, chat template."""
+_MERGE = "merge it into its base (merge_and_unload, save_pretrained), and repair the merged folder"
 _TRAINING = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 
 
@@ -169,22 +170,47 @@ class AdapterLine(Line):
         for name in self._end.where:
             if _lora_part(name) is None:
                 self._whole[name] = self._of_base(name, other_names)
+            else:
+                self._check_rows(name, other_names)
 
     def _of_base(self, name: str, other_names: dict[str, str]) -> str:
         """The base's own tensor for a whole one in the adapter's file."""
-        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
-        tied = other_names.get(plain, plain)
-        for wanted in dict.fromkeys((plain, tied)):
-            prefixes = {name.split(".")[0] for name in self._start.where}
-            for variant in (v for prefix in sorted(prefixes) for v in variants(wanted, prefix)):
+        found = self._find(name, other_names)
+        if found is None:
+            raise ModelError(f"{self.tuned}: has {name}, which is neither LoRA nor a tensor of {self.base}; {_MERGE}")
+        old, new = self._start.tensor(found).shape, self._end.tensor(name).shape
+        if is_vocabulary(name) and old and new and old[1:] == new[1:]:
+            self._check_grown(name, old[0], new[0])
+        check_shape(self.tuned, self.base, name, old, new)
+        return found
+
+    def _check_rows(self, name: str, other_names: dict[str, str]) -> None:
+        """Refuse LoRA on a vocabulary larger than the base's, whose own rows may not be in the adapter's file."""
+        module, _, part = name.rpartition(".lora_")
+        axis = {"embedding_A": 1, "B.weight": 0}.get(part)
+        if axis is not None and is_vocabulary(module) and (found := self._find(f"{module}.weight", other_names)):
+            self._check_grown(name, self._start.tensor(found).shape[0], self._end.tensor(name).shape[axis])
+
+    def _check_grown(self, name: str, old: int, new: int) -> None:
+        # PEFT itself puts it only on a base that was resized before, which no file holds.
+        if new > old:
+            raise ModelError(
+                f"{self.tuned}: its {name} is of {new} tokens, and {self.base} has {old}; resize that base "
+                "(resize_token_embeddings), merge the adapter into it (merge_and_unload, save_pretrained), and repair "
+                "the merged folder"
+            )
+
+    def _find(self, name: str, other_names: dict[str, str]) -> str | None:
+        """The base's tensor that an adapter's file has under PEFT's name."""
+        plain = name.removeprefix("base_model.model.")
+        for wrapper in ("base_layer", "original_module", "modules_to_save"):
+            plain = plain.replace(f".{wrapper}.", ".")
+        prefixes = sorted({name.split(".")[0] for name in self._start.where})
+        for wanted in dict.fromkeys((plain, other_names.get(plain, plain))):
+            for variant in (v for prefix in prefixes for v in variants(wanted, prefix)):
                 if variant in self._start.where:
-                    old, new = self._start.tensor(variant).shape, self._end.tensor(name).shape
-                    check_shape(self.tuned, name, old, new)
                     return variant
-        raise ModelError(
-            f"{self.tuned}: has {name}, which is neither a part of LoRA nor a tensor of {self.base}; merge it into its "
-            "base (merge_and_unload, save_pretrained), and repair the merged folder"
-        )
+        return None
 
     def tensor(self, name: str, alpha: float) -> torch.Tensor:
         """The tensor `name` of the adapter's file, at α."""
@@ -231,7 +257,10 @@ def open_line(base: str, tuned: str, say: Callable[[str], None] | None = None) -
     """
     base_folder, folder = folder_of(base, say), folder_of(tuned, say)
     if (base_folder / "adapter_config.json").is_file():
-        raise ModelError(f"{base}: is an adapter; the base is to be a whole model")
+        raise ModelError(
+            f"{base}: is an adapter, and the base is to be a whole model; merge it into its own base "
+            "(merge_and_unload, save_pretrained), and name the merged folder"
+        )
     for name, place in ((base, base_folder), (tuned, folder)):
         if (place / "config.json").is_file() and "quantization_config" in read_json(place / "config.json", ModelError):
             raise ModelError(f"{name}: its weights are quantised, and have no line; give it in bf16, fp16 or fp32")
@@ -281,9 +310,7 @@ def _is_plain_lora(tuned: str, config: dict[str, Any]) -> None:
         if used := [name for name in odd if config.get(name)]:
             why = f"uses {used[0]}"
     if why:
-        raise ModelError(
-            f"{tuned}: {why}; merge it into its base (merge_and_unload, save_pretrained), and repair the merged folder"
-        )
+        raise ModelError(f"{tuned}: {why}; {_MERGE}")
 
 
 def _names(named: str, folder: Path, lasting: str) -> bool:
