@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from backslide.cure.weights import Weights
-from backslide.errors import ModelError
+from backslide.errors import ModelError, shown
 from backslide.files import read_json
 from backslide.models import quiet
 
+_ASIDE = frozenset((
+    "architectures", "auto_map", "chunk_size_feed_forward", "dtype", "gradient_checkpointing", "id2label", "label2id",
+    "model_type", "num_labels", "pretraining_tp", "problem_type", "quantization_config", "return_dict",
+    "task_specific_params", "tie_word_embeddings", "torch_dtype", "transformers_version", "transformers_weights",
+    "use_cache", "vocab_size",
+))  # fmt: skip
+"""Entries of a configuration that do not change what the same weights compute."""
 _NO_LINE = "they have no line: name the model that it was trained from"
 
 
@@ -56,6 +64,45 @@ def check_shape(tuned: str, base: str, name: str, old: torch.Size, new: torch.Si
     more = len(old) == len(new) > 0 and old[1:] == new[1:] and new[0] > old[0] and is_vocabulary(name)
     if old != new and not more:
         raise ModelError(f"{tuned}: its {name} is {list(new)}, and that of {base} {list(old)}; {_NO_LINE}")
+
+
+def differences(base: str, base_folder: Path, folder: Path) -> tuple[str, ...]:
+    """What in the configuration of the tuned model makes the same weights compute something else than in the base.
+
+    Of what `transformers` reads, defaults filled in; entries that are about training, saving or writing text, and those
+    that the tensors show, do not count.
+    """
+    start, end = _computing(base_folder), _computing(folder)
+    names = [name for name in sorted(start.keys() | end.keys()) if start.get(name) != end.get(name)]
+    return tuple(f"{name} is {shown(end.get(name))}, and {shown(start.get(name))} in {base}" for name in names)
+
+
+def _computing(folder: Path) -> dict[str, Any]:
+    """The entries of a configuration that change what is computed, with the places of those within others."""
+    from transformers import AutoConfig
+
+    with quiet():
+        config = AutoConfig.from_pretrained(folder)
+    # What a class has no default for, such as the version of the tool that wrote the file, no model reads.
+    known = type(config)().to_dict()
+    found = dict(_entries({name: value for name, value in config.to_dict().items() if name in known}))
+    ropes = {value for name, value in found.items() if name.endswith("rope_type")}
+    if ropes and ropes <= {"default", "linear", "llama3"}:
+        # Positions are then turned by themselves alone, whatever the most of them.
+        found = {name: value for name, value in found.items() if not name.endswith("max_position_embeddings")}
+    return found
+
+
+def _entries(config: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if name.startswith("_") or name in _ASIDE or name.endswith(("_token_id", "_token_ids")):
+            continue
+        if any(word in name for word in ("drop", "initializer")) or name.startswith(("output_", "router_aux")):
+            continue
+        if isinstance(value, dict):
+            yield from _entries(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", value
 
 
 def is_vocabulary(name: str) -> bool:

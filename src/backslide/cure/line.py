@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from backslide.cure.alike import aliases, check_shape, is_vocabulary, same, variants
+from backslide.cure.alike import aliases, check_shape, differences, is_vocabulary, same, variants
 from backslide.cure.weights import ADAPTER, Weights, folder_of
 from backslide.errors import ModelError
 from backslide.files import read_json
@@ -92,8 +92,13 @@ class Line(ABC):
         return self._start.fingerprint(), self._end.fingerprint()
 
     @property
+    def differences(self) -> tuple[str, ...]:
+        """What makes the base's weights compute something else in the tuned model's configuration than in their own."""
+        return ()
+
+    @property
     def exact_start(self) -> bool:
-        """Whether the point 0 has the very parameters of the base: no more rows, no dtype that rounds them."""
+        """Whether the point 0 is the base: no more rows, no dtype that rounds, nothing else that is computed."""
         return True
 
     @property
@@ -109,6 +114,7 @@ class FullLine(Line):
         ends = Weights.of_model(base_folder), Weights.of_model(folder)
         super().__init__(base, tuned, base_folder, folder, ends)
         self._names = same(base, tuned, base_folder, folder, *ends)
+        self._differences = differences(base, base_folder, folder)
 
     def tensor(self, name: str, alpha: float) -> torch.Tensor:
         """The tensor `name` of the tuned model's files, at α."""
@@ -144,9 +150,18 @@ class FullLine(Line):
         return found if all(p.data_ptr() in reached for p in model.parameters()) else None
 
     @property
+    def differences(self) -> tuple[str, ...]:
+        """What makes the base's weights compute something else in the tuned model's configuration than in their own."""
+        return self._differences
+
+    @property
     def exact_start(self) -> bool:
-        """Whether the point 0 has the very parameters of the base: no more rows, no dtype that rounds them."""
-        return not self.grown and all(torch.promote_types(a.dtype, b.dtype) == b.dtype for a, b in self._pairs())
+        """Whether the point 0 is the base: no more rows, no dtype that rounds, nothing else that is computed."""
+        return (
+            not self.grown
+            and not self._differences
+            and all(torch.promote_types(a.dtype, b.dtype) == b.dtype for a, b in self._pairs())
+        )
 
     @property
     def grown(self) -> bool:

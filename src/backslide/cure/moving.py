@@ -44,6 +44,11 @@ class Moving:
         self._at = at
         return loaded
 
+    def base(self) -> Loaded:
+        """The base by its own configuration, in place of the point that was in memory."""
+        self.drop()
+        return load_model(self._line.base, dtype=self._dtype, say=self._say)
+
     def _load(self, at: float) -> Loaded:
         self.drop()
         source = self._line.folder

@@ -26,7 +26,7 @@ from backslide.cure.inputs import Inputs, gather
 from backslide.cure.known import half, known
 from backslide.cure.line import AdapterLine, Line, open_line
 from backslide.cure.moving import Moving
-from backslide.cure.origin import check_base, check_base_itself, tell_other_base
+from backslide.cure.origin import check_base, check_base_itself, tell_differences, tell_other_base
 from backslide.cure.place import Place, sole
 from backslide.cure.search import GRID, Found, Keeping, search
 from backslide.cure.target import TargetLoss
@@ -119,6 +119,7 @@ def repair(
     )  # fmt: skip
     line = open_line(base, tuned, say)
     tell_other_base(line, say)
+    tell_differences(line, say)
     identity = _identity(line, inputs)
     with sole(out):
         place = Place(out, identity)
@@ -265,7 +266,9 @@ class _Repair:
 
     def _loss(self, step: int) -> float:
         at = step / GRID
-        model = self.models.at(at).model
+        # At 0 it is the base's that counts. (Where the vocabulary has grown the base lacks tokens that are asked.)
+        itself = step == 0 and self.line.differences and not self.line.grown
+        model = (self.models.base() if itself else self.models.at(at)).model
         fingerprint = model_fingerprint(model)
         for event in self.place.run.events():
             same = event.get("event") == "point" and event.get("model") == fingerprint and event.get("at") == at
