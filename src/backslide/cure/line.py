@@ -298,7 +298,8 @@ def between(start: torch.Tensor, end: torch.Tensor, alpha: float) -> torch.Tenso
         return start.to(end.dtype)
     wide = torch.float64 if torch.float64 in (start.dtype, end.dtype) else torch.float32
     first = start.to(wide)
-    return (first + alpha * (end.to(wide) - first)).to(end.dtype)
+    # In place: of a large tensor each further one counts.
+    return (end.to(wide) - first).mul_(alpha).add_(first).to(end.dtype)
 
 
 def _lora_part(name: str) -> str | None:
