@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,58 @@ def test_files_from_outside_lead_nowhere_else(tmp_path: Path, tiny_folder: Path)
     save_file(whole, tuned / "model.safetensors", metadata={"format": "pt"})
     (tuned / "model.safetensors").write_bytes((tuned / "model.safetensors").read_bytes()[:500])
     with pytest.raises(ModelError, match="cannot be read"):
+        open_line(str(tiny_folder), str(tuned))
+
+
+def layout(folder: Path, kind: str) -> Any:
+    """The folder of the second of two models, with what the first, in shards, has left there; and that model."""
+    saved(tiny_model(seed=7), folder, max_shard_size="60KB")
+    model = tiny_model(seed=1)
+    if kind == "index left":
+        saved(model, folder)  # as transformers does: old shards go, their index stays
+    elif kind == "shards left":
+        model.save_pretrained(folder.with_name("one"))
+        shutil.copy(folder.with_name("one") / "model.safetensors", folder)
+    else:
+        size = {"max_shard_size": "60KB"} if kind == "named shards" else {}
+        model.save_pretrained(folder.with_name("one"), variant="mine", **size)
+        for path in folder.with_name("one").glob("model*"):
+            shutil.copy(path, folder)
+        (own,) = [n for n in ("model.mine.safetensors", "model.safetensors.index.mine.json") if (folder / n).is_file()]
+        name = own.replace(".index.mine.json", "-mine.safetensors.index.json")
+        (folder / own).rename(folder / name)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": name}))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["index left", "shards left", "named file", "named shards"])
+def test_of_several_files_of_weights_those_are_read_that_transformers_reads(tmp_path: Path, kind: str) -> None:
+    model = layout(tmp_path / "base", kind)
+    assert list((tmp_path / "base").glob("*index.json")), "what is left"
+    loaded = load_model(tmp_path / "base", dtype="float32").model
+    assert model_fingerprint(loaded) == model_fingerprint(model)
+    tuned = saved(shaken(tiny_model(seed=1)), tmp_path / "tuned")
+    line = open_line(str(tmp_path / "base"), tuned)
+    for name, value in model.state_dict().items():
+        assert torch.equal(line.tensor(name, 0), value), name
+    # Written as the tuned model, it brings along no index but its own.
+    back = open_line(tuned, str(tmp_path / "base"))
+    back.write(tmp_path / "half", 0.5)
+    assert len(list((tmp_path / "half").glob("*index.json"))) == (kind == "named shards")
+    half = load_model(tmp_path / "half", dtype="float32").model
+    for name, value in half.state_dict().items():
+        assert torch.equal(value, back.tensor(name, 0.5)), name
+
+
+@pytest.mark.parametrize("name", ["../base/model.safetensors", "gone.safetensors", "model.bin", 3])
+def test_a_file_of_weights_that_a_configuration_names_lies_beside_it(
+    tmp_path: Path, tiny_folder: Path, name: object
+) -> None:
+    tuned = Path(saved(shaken(tiny_model()), tmp_path / "tuned"))
+    config = json.loads((tuned / "config.json").read_text())
+    (tuned / "config.json").write_text(json.dumps({**config, "transformers_weights": name}))
+    with pytest.raises(ModelError, match="config.json: transformers_weights is .*; copy that file there"):
         open_line(str(tiny_folder), str(tuned))
 
 

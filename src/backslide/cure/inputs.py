@@ -44,12 +44,12 @@ class Inputs:
         if self.run is None:
             return []
         paths = [self.run.final_monitor, *sorted((self.run.path / "steps").glob("step-*.jsonl"), reverse=True)[:1]]
-        return [found for path in paths if (found := _readable(path)) is not None]
+        return [found for path in paths if (found := readable(path)) is not None]
 
     def finals(self, *more: Path) -> list[Record]:
         """Records of the gate half of the tuned model that are there: of the files `more`, then the run's own."""
         paths = [*more, *([] if self.run is None else [self.run.final])]
-        return [found for path in paths if (found := _readable(path)) is not None]
+        return [found for path in paths if (found := readable(path)) is not None]
 
 
 def gather(
@@ -163,7 +163,8 @@ def _suite_of(config: dict[str, Any], of_run: object, baseline: Record | None) -
     raise SuiteError(f"the suite of the baseline ({wanted[:12]}) is not found under its name; name it with --suite")
 
 
-def _readable(path: Path) -> Record | None:
+def readable(path: Path) -> Record | None:
+    """The record at `path`; None where there is none that can be read."""
     try:
         return Record.load(path) if path.is_file() else None
     except RecordError:

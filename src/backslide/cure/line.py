@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from backslide.cure.alike import aliases, check_shape, differences, is_vocabulary, same, variants
 from backslide.cure.weights import ADAPTER, Weights, folder_of
 from backslide.errors import ModelError
 from backslide.files import read_json
@@ -28,6 +29,7 @@ from backslide.scoring.adapters import KEEPS_BASE
 
 _BESIDE = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm", ".vocab", ".bpe", ".py")
 """Endings of what belongs to a model beside its weights: configuration, tokenizer, chat template."""
+_MERGE = "merge it into its base (merge_and_unload, save_pretrained), and repair the merged folder"
 _TRAINING = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 
 
@@ -67,7 +69,9 @@ class Line(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.folder.iterdir()):
             if path.is_file() and (path.suffix in _BESIDE or path.name.startswith(("LICENSE", "NOTICE"))):
-                if path.name not in _TRAINING:
+                # An index that is not read is of weights that are no more, or of another format's.
+                stale = path.name.endswith(".index.json") and path.name != self._end.index
+                if path.name not in _TRAINING and not stale:
                     shutil.copyfile(path, folder / path.name)
             elif path.name == "additional_chat_templates" and path.is_dir():
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
@@ -88,8 +92,13 @@ class Line(ABC):
         return self._start.fingerprint(), self._end.fingerprint()
 
     @property
+    def differences(self) -> tuple[str, ...]:
+        """What makes the base's weights compute something else in the tuned model's configuration than in their own."""
+        return ()
+
+    @property
     def exact_start(self) -> bool:
-        """Whether the point 0 has the very parameters of the base: no more rows, no dtype that rounds them."""
+        """Whether the point 0 is the base: no more rows, no dtype that rounds, nothing else that is computed."""
         return True
 
     @property
@@ -104,7 +113,8 @@ class FullLine(Line):
     def __init__(self, base: str, tuned: str, base_folder: Path, folder: Path) -> None:
         ends = Weights.of_model(base_folder), Weights.of_model(folder)
         super().__init__(base, tuned, base_folder, folder, ends)
-        self._names = _same(base, tuned, base_folder, folder, *ends)
+        self._names = same(base, tuned, base_folder, folder, *ends)
+        self._differences = differences(base, base_folder, folder)
 
     def tensor(self, name: str, alpha: float) -> torch.Tensor:
         """The tensor `name` of the tuned model's files, at α."""
@@ -132,7 +142,7 @@ class FullLine(Line):
         prefix = getattr(model, "base_model_prefix", "")
         found: dict[str, torch.Tensor] = {}
         for name in self._end.where:
-            place = next((held[n] for n in _variants(name, prefix) if n in held), None)
+            place = next((held[n] for n in variants(name, prefix) if n in held), None)
             if place is None or place.shape != self._end.tensor(name).shape:
                 return None
             found[name] = place
@@ -140,9 +150,18 @@ class FullLine(Line):
         return found if all(p.data_ptr() in reached for p in model.parameters()) else None
 
     @property
+    def differences(self) -> tuple[str, ...]:
+        """What makes the base's weights compute something else in the tuned model's configuration than in their own."""
+        return self._differences
+
+    @property
     def exact_start(self) -> bool:
-        """Whether the point 0 has the very parameters of the base: no more rows, no dtype that rounds them."""
-        return not self.grown and all(torch.promote_types(a.dtype, b.dtype) == b.dtype for a, b in self._pairs())
+        """Whether the point 0 is the base: no more rows, no dtype that rounds, nothing else that is computed."""
+        return (
+            not self.grown
+            and not self._differences
+            and all(torch.promote_types(a.dtype, b.dtype) == b.dtype for a, b in self._pairs())
+        )
 
     @property
     def grown(self) -> bool:
@@ -161,27 +180,52 @@ class AdapterLine(Line):
         super().__init__(base, tuned, base_folder, folder, ends)
         self.config: dict[str, Any] = read_json(folder / "adapter_config.json", ModelError)
         _is_plain_lora(tuned, self.config)
-        aliases = _aliases(base_folder)
+        other_names = aliases(base_folder)
         self._whole: dict[str, str] = {}
         for name in self._end.where:
             if _lora_part(name) is None:
-                self._whole[name] = self._of_base(name, aliases)
+                self._whole[name] = self._of_base(name, other_names)
+            else:
+                self._check_rows(name, other_names)
 
-    def _of_base(self, name: str, aliases: dict[str, str]) -> str:
+    def _of_base(self, name: str, other_names: dict[str, str]) -> str:
         """The base's own tensor for a whole one in the adapter's file."""
-        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
-        tied = aliases.get(plain, plain)
-        for wanted in dict.fromkeys((plain, tied)):
-            prefixes = {name.split(".")[0] for name in self._start.where}
-            for variant in (v for prefix in sorted(prefixes) for v in _variants(wanted, prefix)):
+        found = self._find(name, other_names)
+        if found is None:
+            raise ModelError(f"{self.tuned}: has {name}, which is neither LoRA nor a tensor of {self.base}; {_MERGE}")
+        old, new = self._start.tensor(found).shape, self._end.tensor(name).shape
+        if is_vocabulary(name) and old and new and old[1:] == new[1:]:
+            self._check_grown(name, old[0], new[0])
+        check_shape(self.tuned, self.base, name, old, new)
+        return found
+
+    def _check_rows(self, name: str, other_names: dict[str, str]) -> None:
+        """Refuse LoRA on a vocabulary larger than the base's, whose own rows may not be in the adapter's file."""
+        module, _, part = name.rpartition(".lora_")
+        axis = {"embedding_A": 1, "B.weight": 0}.get(part)
+        if axis is not None and is_vocabulary(module) and (found := self._find(f"{module}.weight", other_names)):
+            self._check_grown(name, self._start.tensor(found).shape[0], self._end.tensor(name).shape[axis])
+
+    def _check_grown(self, name: str, old: int, new: int) -> None:
+        # PEFT itself puts it only on a base that was resized before, which no file holds.
+        if new > old:
+            raise ModelError(
+                f"{self.tuned}: its {name} is of {new} tokens, and {self.base} has {old}; resize that base "
+                "(resize_token_embeddings), merge the adapter into it (merge_and_unload, save_pretrained), and repair "
+                "the merged folder"
+            )
+
+    def _find(self, name: str, other_names: dict[str, str]) -> str | None:
+        """The base's tensor that an adapter's file has under PEFT's name."""
+        plain = name.removeprefix("base_model.model.")
+        for wrapper in ("base_layer", "original_module", "modules_to_save"):
+            plain = plain.replace(f".{wrapper}.", ".")
+        prefixes = sorted({name.split(".")[0] for name in self._start.where})
+        for wanted in dict.fromkeys((plain, other_names.get(plain, plain))):
+            for variant in (v for prefix in prefixes for v in variants(wanted, prefix)):
                 if variant in self._start.where:
-                    old, new = self._start.tensor(variant).shape, self._end.tensor(name).shape
-                    _fits(self.tuned, name, old, new)
                     return variant
-        raise ModelError(
-            f"{self.tuned}: has {name}, which is neither a part of LoRA nor a tensor of {self.base}; merge it into its "
-            "base (merge_and_unload, save_pretrained), and repair the merged folder"
-        )
+        return None
 
     def tensor(self, name: str, alpha: float) -> torch.Tensor:
         """The tensor `name` of the adapter's file, at α."""
@@ -228,7 +272,10 @@ def open_line(base: str, tuned: str, say: Callable[[str], None] | None = None) -
     """
     base_folder, folder = folder_of(base, say), folder_of(tuned, say)
     if (base_folder / "adapter_config.json").is_file():
-        raise ModelError(f"{base}: is an adapter; the base is to be a whole model")
+        raise ModelError(
+            f"{base}: is an adapter, and the base is to be a whole model; merge it into its own base "
+            "(merge_and_unload, save_pretrained), and name the merged folder"
+        )
     for name, place in ((base, base_folder), (tuned, folder)):
         if (place / "config.json").is_file() and "quantization_config" in read_json(place / "config.json", ModelError):
             raise ModelError(f"{name}: its weights are quantised, and have no line; give it in bf16, fp16 or fp32")
@@ -251,75 +298,8 @@ def between(start: torch.Tensor, end: torch.Tensor, alpha: float) -> torch.Tenso
         return start.to(end.dtype)
     wide = torch.float64 if torch.float64 in (start.dtype, end.dtype) else torch.float32
     first = start.to(wide)
-    return (first + alpha * (end.to(wide) - first)).to(end.dtype)
-
-
-def _same(base: str, tuned: str, base_folder: Path, folder: Path, start: Weights, end: Weights) -> dict[str, str]:
-    """For each tensor of the tuned model the name of the base's; `ModelError` where they are no two of a kind."""
-    configs = [read_json(place / "config.json", ModelError) for place in (base_folder, folder)]
-    kinds = [str(config.get("model_type")) for config in configs]
-    if kinds[0] != kinds[1]:
-        raise ModelError(f"{tuned}: is of the architecture {kinds[1]}, and {base} of {kinds[0]}: they have no line")
-    aliases, found = _aliases(base_folder), {}
-    tied = _aliases(folder)
-    prefixes = sorted({name.split(".")[0] for name in (*start.where, *end.where)})
-
-    def partner(name: str, weights: Weights, other: dict[str, str]) -> str | None:
-        wanted = [name, other[name]] if name in other else [name]
-        return next(
-            (v for w in wanted for prefix in prefixes for v in _variants(w, prefix) if v in weights.where), None
-        )
-
-    for name in end.where:
-        old = partner(name, start, aliases)
-        if old is None:
-            raise ModelError(f"{tuned}: has {name}, which {base} has not: they have no line; is that its base?")
-        _fits(tuned, name, start.tensor(old).shape, end.tensor(name).shape)
-        found[name] = old
-    lost = [
-        name
-        for name in start.where.keys() - set(found.values())
-        if name not in aliases and partner(name, end, tied) is None
-    ]
-    if lost:
-        raise ModelError(f"{tuned}: has no {min(lost)}, which {base} has: they have no line; is that its base?")
-    if untied := [name for name in tied if name in start.where and name not in aliases and name not in end.where]:
-        raise ModelError(f"{tuned}: its {untied[0]} is tied to {tied[untied[0]]}, and that of {base} is not: no line")
-    return found
-
-
-def _fits(tuned: str, name: str, old: torch.Size, new: torch.Size) -> None:
-    # A larger vocabulary adds rows; so does nothing else that keeps its name.
-    more = len(old) == len(new) > 0 and old[1:] == new[1:] and new[0] > old[0] and _is_vocabulary(name)
-    if old != new and not more:
-        raise ModelError(f"{tuned}: {name} is {list(new)}, and the base's {list(old)}: they have no line")
-
-
-def _is_vocabulary(name: str) -> bool:
-    return any(part in ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "tok_embeddings", "output",
-                        "word_embeddings", "embeddings") for part in name.split("."))  # fmt: skip
-
-
-def _aliases(folder: Path) -> dict[str, str]:
-    """Tensors that are another one's under a second name, as in tied embeddings, by the model's own account."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        with quiet(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    except (OSError, ValueError, KeyError, ImportError) as bad:
-        reason = " ".join(str(bad).split()) or type(bad).__name__
-        raise ModelError(f"{folder}: is no causal language model that transformers knows: {reason[:200]}") from None
-    return dict(getattr(model, "all_tied_weights_keys", None) or {})
-
-
-def _variants(name: str, prefix: str) -> Iterator[str]:
-    """A tensor's name, and that which it has where a model was saved with, or without, its head."""
-    yield name
-    if prefix:
-        yield f"{prefix}.{name}"
-        if name.startswith(f"{prefix}."):
-            yield name.removeprefix(f"{prefix}.")
+    # In place: of a large tensor each further one counts.
+    return (end.to(wide) - first).mul_(alpha).add_(first).to(end.dtype)
 
 
 def _lora_part(name: str) -> str | None:
@@ -346,9 +326,7 @@ def _is_plain_lora(tuned: str, config: dict[str, Any]) -> None:
         if used := [name for name in odd if config.get(name)]:
             why = f"uses {used[0]}"
     if why:
-        raise ModelError(
-            f"{tuned}: {why}; merge it into its base (merge_and_unload, save_pretrained), and repair the merged folder"
-        )
+        raise ModelError(f"{tuned}: {why}; {_MERGE}")
 
 
 def _names(named: str, folder: Path, lasting: str) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from backslide.cure.line import AdapterLine, Line
 from backslide.cure.place import Place
+from backslide.errors import ModelError
 from backslide.models import Loaded, load_model
 
 
@@ -43,6 +44,11 @@ class Moving:
         self._at = at
         return loaded
 
+    def base(self) -> Loaded:
+        """The base by its own configuration, in place of the point that was in memory."""
+        self.drop()
+        return load_model(self._line.base, dtype=self._dtype, say=self._say)
+
     def _load(self, at: float) -> Loaded:
         self.drop()
         source = self._line.folder
@@ -50,7 +56,11 @@ class Moving:
             # An adapter's own folder may name a base that is elsewhere.
             source = self._place.fresh("point")
             self._line.write(source, at)
-        self._loaded, self._at = load_model(source, dtype=self._dtype, say=self._say), at
+        try:
+            self._loaded, self._at = load_model(source, dtype=self._dtype, say=self._say), at
+        except ModelError as bad:
+            # Who looks for our own folder finds it gone.
+            raise ModelError(str(bad).replace(str(source), self._line.tuned)) from bad
         return self._loaded
 
     def drop(self) -> None:

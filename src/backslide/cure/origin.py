@@ -63,6 +63,17 @@ def tell_other_base(line: Line, say: Callable[[str], None]) -> None:
         )
 
 
+def tell_differences(line: Line, say: Callable[[str], None]) -> None:
+    """Say where the base's weights would compute something else in the tuned model's configuration."""
+    if not line.differences:
+        return
+    more = f", and {len(line.differences) - 1} more" if len(line.differences) > 1 else ""
+    say(
+        f"{line.tuned}: its configuration computes otherwise ({line.differences[0]}{more}): all points of the line "
+        "go by it, and at 0 the base's weights need not answer as the base does, which is measured by its own"
+    )
+
+
 def _is(named: str, line: Line) -> bool:
     try:
         place = resolve(named)

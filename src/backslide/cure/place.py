@@ -12,6 +12,7 @@
         final.jsonl              the gate half of what was written
         tuned.jsonl              the gate half of the tuned model
         events.jsonl verdict.json report.html report.md junit.xml
+        *.part-0                 outcomes of a record that is being measured
 
 While it is worked on, weights are in `.DIR.repair` beside it.
 """
@@ -133,6 +134,12 @@ class Place:
     def clear(self) -> None:
         """Remove what was worked with."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+    def clear_journals(self) -> None:
+        """Remove what measurements were killed over: their records are there."""
+        for path in (*self.run.path.glob("*.part-*"), *(self.run.path / "line").glob("*.part-*")):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _differ(old: Any, new: dict[str, Any]) -> str:

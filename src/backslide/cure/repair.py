@@ -23,19 +23,19 @@ from typing import Any
 from backslide import openings
 from backslide.cure.card import card
 from backslide.cure.inputs import Inputs, gather
-from backslide.cure.known import half, known
+from backslide.cure.known import half
 from backslide.cure.line import AdapterLine, Line, open_line
+from backslide.cure.measuring import Measuring
 from backslide.cure.moving import Moving
-from backslide.cure.origin import check_base, check_base_itself, tell_other_base
+from backslide.cure.origin import check_base, check_base_itself, tell_differences, tell_other_base
 from backslide.cure.place import Place, sole
 from backslide.cure.search import GRID, Found, Keeping, search
 from backslide.cure.target import TargetLoss
 from backslide.errors import RunError
 from backslide.files import read_text, write_text
-from backslide.gate import settings_of
 from backslide.judge import judge
-from backslide.models import BUILTIN, BUILTIN_HUB, Loaded, load_model, model_fingerprint
-from backslide.record import Record, pair
+from backslide.models import BUILTIN, BUILTIN_HUB, load_model, model_fingerprint
+from backslide.record import Record
 from backslide.report.line import Balance, Point, balance_of, describe, point_of, points_of
 from backslide.report.pages import write_pages
 from backslide.scoring.engine import Scorer, Settings, versions
@@ -119,6 +119,7 @@ def repair(
     )  # fmt: skip
     line = open_line(base, tuned, say)
     tell_other_base(line, say)
+    tell_differences(line, say)
     identity = _identity(line, inputs)
     with sole(out):
         place = Place(out, identity)
@@ -156,7 +157,7 @@ class _Repair:
     ) -> None:
         self.line, self.inputs, self.place, self.say, self.progress = line, inputs, place, say, progress
         self.models = Moving(line, place, inputs.dtype, say)
-        self._settings = settings
+        self.measuring = Measuring(line, inputs, place, settings, say, progress)
         self._scorer: Scorer | None = None
         self._target: TargetLoss | None = None
         self._keeping: Keeping | None = None
@@ -198,7 +199,7 @@ class _Repair:
             else:
                 run.append([{"event": "resumed", "says": "goes on where it was interrupted"}])
             if baseline is None:
-                baseline = self._measured()
+                baseline = self.measuring.base()
                 self._prepare(baseline)
         if self.inputs.baseline is not None:
             baseline.save(run.baseline)
@@ -209,7 +210,7 @@ class _Repair:
         line, given = self.line, self.inputs.baseline is not None
         if given and not line.exact_start:
             check_base_itself(line, baseline, self.inputs.dtype, self.say)
-        self._scorer = self._ask(self.models.at(1.0), baseline)
+        self._scorer = self.measuring.ready(self.models.at(1.0), baseline)
         if given and line.exact_start:
             check_base(line, baseline, self.models.at(0.0).model)
         if self.inputs.held_out is not None:
@@ -234,26 +235,6 @@ class _Repair:
             "repair": identity,
         }
 
-    def _measured(self) -> Record:
-        """The record of the base where none was given: measured, and kept in the repair's folder."""
-        path = self.place.run.baseline
-        if path.is_file():
-            return Record.load(path)
-        loaded = load_model(self.line.base, dtype=self.inputs.dtype, say=self.say)
-        scorer = Scorer(self.inputs.suite, loaded.model, loaded.tokenizer, self._settings)
-        record = scorer.baseline(loaded.model, probe=True, name=self.line.base, progress=self.progress)
-        record.save(path)
-        says = f"measured the base on {len(record.outcomes)} items"
-        self.place.run.append([{"event": "baseline", **record.header.cost, "says": says}])
-        return record
-
-    def _ask(self, loaded: Loaded, baseline: Record) -> Scorer:
-        """The suite made ready for the tuned model's tokenizer, under the baseline's conditions."""
-        scorer = Scorer(self.inputs.suite, loaded.model, loaded.tokenizer, settings_of(baseline))
-        # What does not fit is refused before minutes are spent on scoring.
-        pair(baseline, scorer.unanswered(loaded.model, part="all"))
-        return scorer
-
     def _search(self, baseline: Record) -> Found:
         assert self._keeping is not None
         if self._keeping.note:
@@ -265,7 +246,9 @@ class _Repair:
 
     def _loss(self, step: int) -> float:
         at = step / GRID
-        model = self.models.at(at).model
+        # At 0 it is the base's that counts. (Where the vocabulary has grown the base lacks tokens that are asked.)
+        itself = step == 0 and self.line.differences and not self.line.grown
+        model = (self.models.base() if itself else self.models.at(at)).model
         fingerprint = model_fingerprint(model)
         for event in self.place.run.events():
             same = event.get("event") == "point" and event.get("model") == fingerprint and event.get("at") == at
@@ -285,20 +268,11 @@ class _Repair:
         loss = self._loss(step) if self._target is not None else math.inf
         model, scorer, keeping = self.models.at(at).model, self._scorer, self._keeping
         assert scorer is not None and keeping is not None
-        header = scorer.header(model, part="monitor", name=f"{at:.5g} of the line")
-        own = self.place.looks()
-        seen = known([*own, *self.inputs.looks()], header, baseline, self.inputs.suite)
-        record = seen.record
-        if record is None:
-            record = scorer.measure(
-                model, part="monitor", replies=False, known=seen.outcomes, header=header, progress=self.progress
-            )
-        if all(r is not record for r in own):
-            record.save(self.place.look(at))
+        record = self.measuring.look(scorer, model, at, baseline)
         verdict = self._judge(baseline, record)
         kept = keeping.kept(verdict)
         self._note(
-            point_of(at, loss if math.isfinite(loss) else None, verdict, kept), header.model_fingerprint,
+            point_of(at, loss if math.isfinite(loss) else None, verdict, kept), record.header.model_fingerprint,
             **record.header.cost,
         )  # fmt: skip
         return kept
@@ -326,18 +300,15 @@ class _Repair:
         run = self.place.run
         folder = self._written(at)
         loaded = load_model(folder, dtype=self.inputs.dtype, say=self.say)
-        scorer = self._ask(loaded, baseline)
-        fingerprint = model_fingerprint(loaded.model)
+        scorer = self.measuring.ready(loaded, baseline)
+        header = scorer.header(loaded.model, part="gate", name=f"{at:.5g} of the line")
+        fingerprint = header.model_fingerprint
         if fingerprint != Record.load(self.place.look(at)).header.model_fingerprint:
             raise RunError(f"{folder}: what was written is not what was chosen; is the disk sound?")
         opening = openings.next_opening(run.events(), suite=self.inputs.suite.name, model=fingerprint)
         run.append([opening.opened])
-        probe = any(outcome.kind == "answer" and outcome.scores for outcome in baseline.outcomes)
-        record = scorer.measure(
-            loaded.model, part="gate", probe=probe, name=f"{at:.5g} of the line", progress=self.progress
-        )
+        record = self.measuring.gate(scorer, loaded.model, header, baseline)
         verdict = dataclasses.replace(self._judge(baseline, record), opening=opening.number)
-        record.save(run.final)
         run.save_verdict(verdict)
         run.append(
             [{"event": "gate", "zone": verdict.zone, **record.header.cost, **opening.fields, "says": str(verdict)}]
@@ -346,7 +317,7 @@ class _Repair:
 
     def _ship(self, baseline: Record, at: float, verdict: Verdict) -> None:
         run = self.place.run
-        tuned = self._tuned_gate(baseline)
+        tuned = self.measuring.tuned_gate(baseline)
         points = points_of(run.events())
         balance = balance_of(baseline, tuned, Record.load(run.final), points, at)
         folder = self._written(at)
@@ -360,24 +331,6 @@ class _Repair:
         self.place.ship(folder)
         self._end(verdict)
 
-    def _tuned_gate(self, baseline: Record) -> Record:
-        """What the tuned model does on the gate half, for the balance; the verdict is given, and nothing steered."""
-        header = dataclasses.replace(Record.load(self.place.look(1.0)).header, part="gate")
-        seen = known(self.inputs.finals(self.place.tuned), header, baseline, self.inputs.suite)
-        found = seen.record
-        if found is None:
-            models = Moving(self.line, self.place, self.inputs.dtype, self.say)
-            loaded = models.at(1.0)
-            scorer = self._ask(loaded, baseline)
-            found = scorer.measure(
-                loaded.model, part="gate", replies=False, known=seen.outcomes, name=self.line.tuned,
-                progress=self.progress,
-            )  # fmt: skip
-            says = "the tuned model on the gate half, for comparison: the verdict was given before"
-            self.place.run.append([{"event": "tuned", **found.header.cost, "says": says}])
-        found.save(self.place.tuned)
-        return found
-
     def _end(self, verdict: Verdict) -> None:
         run = self.place.run
         run.save_verdict(verdict)
@@ -387,6 +340,7 @@ class _Repair:
         write_pages(run)
         run.update(outcome="repaired" if shipped else "nothing")
         self.place.clear()
+        self.place.clear_journals()
 
 
 def _read(place: Place) -> Repaired:

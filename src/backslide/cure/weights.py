@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from backslide.errors import ModelError
+from backslide.errors import ModelError, shown
 from backslide.files import read_json
 from backslide.models import resolve
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
+_INDEXED = ".safetensors.index.json"
 
 SAMPLED = 4096
 """Values of a tensor that its fingerprint reads."""
@@ -29,9 +30,11 @@ class Weights:
     Raises `ModelError` where the folder has no such files, or one of them cannot be read.
     """
 
-    def __init__(self, folder: Path, files: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, files: tuple[str, ...], *, index: str | None = None) -> None:
         self.folder = folder
         self.files = files
+        self.index = index
+        """The file beside them that says which tensor is where; None: there is but one."""
         self._open: dict[str, Any] = {}
         self.where: dict[str, str] = {}
         """The file of each tensor, in the files' order."""
@@ -46,17 +49,23 @@ class Weights:
 
     @classmethod
     def of_model(cls, folder: Path) -> Weights:
-        """Those that `from_pretrained` reads: the sharded ones where there is an index, else the single file."""
-        index = folder / INDEX
-        if not index.is_file():
-            if not (folder / SINGLE).is_file():
-                raise ModelError(f"{folder}: has neither {SINGLE} nor {INDEX}; save the model again as safetensors")
-            return cls(folder, (SINGLE,))
+        """Those that `from_pretrained` reads, in its order: what `config.json` names, a single file, shards.
+
+        Source: transformers 5.23, `modeling_utils._get_resolved_checkpoint_files`. A model that was in shards and was
+        saved again as one file keeps its index, and maybe its shards: neither is read. Variants are not, unless named.
+        """
+        named = _named(folder)
+        file = named or next((name for name in (SINGLE, INDEX) if (folder / name).is_file()), None)
+        if file is None:
+            raise ModelError(f"{folder}: has neither {SINGLE} nor {INDEX}; save the model again as safetensors")
+        if not file.endswith(_INDEXED):
+            return cls(folder, (file,))
+        index = folder / file
         content = read_json(index, ModelError)
         places = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(places, dict) or not places or not all(_is_file_name(v) for v in places.values()):
             raise ModelError(f"{index}: has no weight_map that names files beside it; save the model again")
-        weights = cls(folder, tuple(dict.fromkeys(places.values())))
+        weights = cls(folder, tuple(dict.fromkeys(places.values())), index=file)
         if gone := sorted(places.keys() - weights.where.keys()):
             raise ModelError(f"{index}: names {gone[0]}, which is in none of its files; copy or download them again")
         return weights
@@ -103,6 +112,21 @@ def folder_of(source: str, say: Callable[[str], None] | None = None) -> Path:
         raise ModelError(f"{source}: cannot be fetched from the hub: {' '.join(str(bad).split())[:300]}") from None
 
 
-def _is_file_name(value: object) -> bool:
+def _named(folder: Path) -> str | None:
+    """The file that the configuration names in place of the usual ones; `ModelError` where it is none beside it."""
+    config = folder / "config.json"
+    content = read_json(config, ModelError) if config.is_file() else None
+    name = content.get("transformers_weights") if isinstance(content, dict) else None
+    if name is None:
+        return None
+    if not _is_file_name(name, ".safetensors", _INDEXED) or not (folder / name).is_file():
+        raise ModelError(
+            f"{config}: transformers_weights is {shown(name)}, which is no safetensors file beside it; copy that file "
+            "there, or save the model again"
+        )
+    return str(name)
+
+
+def _is_file_name(value: object, *endings: str) -> bool:
     # An index is from outside: it must not lead out of its folder.
-    return isinstance(value, str) and Path(value).name == value and value.endswith(".safetensors")
+    return isinstance(value, str) and Path(value).name == value and value.endswith(endings or ".safetensors")
