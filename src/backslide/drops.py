@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backslide.record import Outcome, Record, pair
+from backslide.stats.divergence import coarse_kl
 from backslide.verdict import POOLED
 
 Pairs = Sequence[tuple[Outcome, Outcome]]
@@ -119,6 +120,24 @@ def groups(baseline: Record, candidate: Record, leave_out: Collection[str] = ())
         tuple(Absent(of, unit, of in gone) for of, unit in known.items() if of not in found),
         len(asked_of_both) - len(pairs),
     )
+
+
+def kl_between(old: Outcome, new: Outcome) -> float | None:
+    """KL(baseline ‖ candidate) of the next token along a reference: at least so many nats a token.
+
+    A mean over the reference's tokens, each predicted after the reference's own tokens before it. Tokens that are not
+    among the likeliest of both are taken for one, so it is a lower bound (`stats.divergence`). None where one of the
+    two has not kept them, or has kept another number of them.
+    """
+    if not old.likeliest or len(old.likeliest) != len(new.likeliest):
+        return None
+    (p_ids, p_logs), (q_ids, q_logs) = (
+        (np.array([ids for ids, _ in of]), np.array([logs for _, logs in of], dtype=float))
+        for of in (old.likeliest, new.likeliest)
+    )
+    if p_ids.shape != q_ids.shape or p_logs.shape != q_logs.shape:
+        return None
+    return float(coarse_kl(p_ids, p_logs, q_ids, q_logs).mean())
 
 
 def _group(name: str, members: Pairs, *, pooled: bool = False) -> Group:

@@ -4,7 +4,8 @@ Every capability is seen in one or two *measures*. Right-or-wrong items give a d
 each of them has a probability on the gold choice too, that gives a second, finer drop (betting on bounded means).
 Text gives a drop in bits per byte (paired t). Open items with a reference give drift: by how much the base's own
 replies became less probable (nats a token, clipped; betting on bounded means). Where items come in clusters, the
-clusters are what is independent, and tests for clusters take the place of those for items.
+clusters are what is independent, and tests for clusters take the place of those for items. The KL to the base on these
+replies stands beside their drift and decides nothing.
 
 *Fail.* All tests of a look, those of all items together among them, share its α by Holm's procedure, so a false
 `regressed` has probability at most α whatever is true of the others. The lower bounds are at α over the number of
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backslide import noise
-from backslide.drops import DRIFT_LIMIT, Absent, Drops, Pairs, groups
+from backslide.drops import DRIFT_LIMIT, Absent, Drops, Pairs, groups, kl_between
 from backslide.record import Outcome, Record
 from backslide.stats.bounded import bounded_interval, bounded_p_value
 from backslide.stats.means import mean_interval, mean_p_value
@@ -277,6 +278,7 @@ def _row(name: str, members: Pairs, measures: list[Measure], tolerance: float, d
         soft=soft,
         reason=_reason(deciding or main, _seen(deciding or main, lost, won, len(known)), tolerance, needed),
         items_to_decide=needed,
+        kl=_kl(members) if main.name == "drift" else None,
     )
     now_broken = [new.id for old, new in members if old.finite and not new.finite]
     already_broken = [old.id for old, _ in members if not old.finite]
@@ -287,6 +289,12 @@ def _row(name: str, members: Pairs, measures: list[Measure], tolerance: float, d
         reason = f"the baseline itself has {_count(len(already_broken))} that are not finite"
         return dataclasses.replace(row, zone=Zone.UNDECIDED, decided_by=None, reason=reason)
     return row
+
+
+def _kl(members: Pairs) -> float | None:
+    """Mean over the items of which it is known."""
+    known = [kl for kl in (kl_between(old, new) for old, new in members) if kl is not None]
+    return math.fsum(known) / len(known) if known else None
 
 
 def _value(outcome: Outcome, unit: str) -> float | None:

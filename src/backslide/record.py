@@ -8,16 +8,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from backslide.errors import MismatchError, RecordError
+from backslide.errors import MismatchError, RecordError, shown
 from backslide.files import read_lines, write_lines
 
 SCHEMA = "backslide.record/1"
+
+LEAST_LOG = -1e4
+"""The lowest log-probability that is kept of a token (nats); as a probability it is 0 in any precision."""
+
+Likeliest = tuple[tuple[int, ...], tuple[float, ...]]
+"""Of one token of a reference its own id and those of the likeliest others, and the log-probabilities of these (nats),
+with that of all remaining tokens together at the end where there are some."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +52,10 @@ class Outcome:
     """Tokens of the reference, for kind `open` where the item has one."""
     reply: str | None = None
     """What the model said, for kinds `answer` and `open`. Untrusted text."""
+    likeliest: tuple[Likeliest, ...] = ()
+    """For each token of the reference what the model held likeliest there, from which the KL between two records is
+    bounded (see `backslide.drops.kl_between`). Empty for all other kinds, where a score is not finite, and in older
+    records."""
     cluster: str | None = None
     """Items that share a passage or a template share this name; their outcomes are not independent."""
 
@@ -101,7 +112,29 @@ class Outcome:
             raise RecordError(f"scores is {scores!r}, finite numbers or null are needed")
         if not all(isinstance(g, bool) for g in greedy):
             raise RecordError(f"greedy is {greedy!r}, true or false for each choice is needed")
-        return cls(**{**row, "scores": tuple(scores), "greedy": tuple(greedy)})
+        likeliest = _likeliest(row.get("likeliest") or ())
+        return cls(**{**row, "scores": tuple(scores), "greedy": tuple(greedy), "likeliest": likeliest})
+
+
+def _likeliest(places: Sequence[Any]) -> tuple[Likeliest, ...]:
+    """The field from JSON, of one shape at all places; `RecordError` where it is not."""
+    found: list[Likeliest] = []
+    for place in places:
+        ids, logs = place if isinstance(place, (list, tuple)) and len(place) == 2 else ((), ())
+        fits = (
+            isinstance(ids, (list, tuple))
+            and isinstance(logs, (list, tuple))
+            and 1 <= len(ids) <= len(logs) <= len(ids) + 1
+            and all(isinstance(id, int) and not isinstance(id, bool) and 0 <= id < 1 << 31 for id in ids)
+            and len(set(ids)) == len(ids)
+            and all(_finite(log) and LEAST_LOG <= log <= 0 for log in logs)
+            and (not found or (len(ids), len(logs)) == tuple(map(len, found[0])))
+        )
+        if not fits:
+            wanted = f"for each token ids and their log-probabilities from {LEAST_LOG:g} to 0 are needed"
+            raise RecordError(f"likeliest has {shown(place)}, {wanted}")
+        found.append((tuple(ids), tuple(logs)))
+    return tuple(found)
 
 
 def _finite(value: object) -> bool:
@@ -124,6 +157,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bytes": (int, _NONE),
     "tokens": (int, _NONE),
     "reply": (str, _NONE),
+    "likeliest": (list, tuple, _NONE),
     "cluster": (str, _NONE),
 }
 

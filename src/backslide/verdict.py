@@ -140,6 +140,9 @@ class CapabilityVerdict:
     reason: str
     items_to_decide: int | None = None
     """How many items like these would decide an undecided verdict."""
+    kl: float | None = None
+    """For `drift`: KL to the base along its own replies, in nats a token, at least; it decides nothing. None elsewhere,
+    and where the records do not tell (see `backslide.drops.kl_between`)."""
 
     @property
     def drop(self) -> float | None:

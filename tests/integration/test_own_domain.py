@@ -98,6 +98,7 @@ def test_new_baseline_check(tmp_path: Path, tiny_folder: Path, call: Any) -> Non
     [row] = same["capabilities"]
     assert row["unit"] == row["decided_by"] == "drift" and row["main"]["drop"] == 0.0 and row["main"]["exact"]
     assert row["baseline"] == row["candidate"] > 0 and 0 < row["main"]["upper"] <= 0.1
+    assert row["kl"] == 0.0
     assert same["reasons"] == ["no capability drifted from the base by more than its tolerance (1 capability proven)"]
 
     # Other weights: drift is proven, and nothing is said of accuracy.
@@ -110,6 +111,9 @@ def test_new_baseline_check(tmp_path: Path, tiny_folder: Path, call: Any) -> Non
     report = RunFolder(tmp_path / "run").report.read_text(encoding="utf-8")
     assert "Drift is in nats a token" in report and "The model drifted from the base" in report
     assert "tolerance 0.1 nats a token" in report and "original abilities fell" not in report
+    kl = verdict.capabilities[0].kl
+    assert kl is not None and kl > 0.1 and f" | {kl:.3f} | " in report and "KL to the base" in report
+    assert "KL to the" in out and f"{kl:.3f}" in out
 
 
 def test_few_prompts_are_undecided_and_say_how_many_would_do(tmp_path: Path, tiny_folder: Path) -> None:
@@ -230,12 +234,15 @@ def test_a_guard_watches_drift_beside_the_rest(tmp_path: Path, tiny_folder: Path
     asked.write_text("\n".join(prompts(80)), encoding="utf-8")
     made = make_suite(Source(kind="open", file=asked), model=str(tiny_folder), tokens=8, dtype="float32")
     guard = Guard(Suite("both", (*guard_runs.suite().items, *made.items)), every=2, test=test, say=lambda _: None)
-    guard_runs.make(tmp_path / "run", guard, learning_rate=0.1).train()
+    trainer = guard_runs.make(tmp_path / "run", guard, learning_rate=0.1)
+    trainer.train()
     assert guard.verdict is not None and guard.verdict.zone is Zone.REGRESSED
     assert guard.run is not None
     looks = [event["verdict"] for event in guard.run.events() if event["event"] == "look"]
     rows = [row for look in looks for row in look["capabilities"] if row["capability"] == "support"]
     assert len(rows) == len(looks) > 1 and {row["unit"] for row in rows} == {"drift"}
     assert rows[-1]["zone"] == "regressed" and rows[-1]["main"]["drop"] > 0.1
+    logged = [line["backslide/support/kl"] for line in trainer.state.log_history if "backslide/support/kl" in line]
+    assert logged == [row["kl"] for row in rows] and 0 < rows[0]["kl"] < rows[-1]["kl"]
     # The open question without a reference is shown as before; those with one are not asked for a reply.
     assert set(guard.baseline.replies) == {"o"}  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backslide.errors import RecordError
-from backslide.record import Header, Outcome, Record, pair
+from backslide.record import LEAST_LOG, Header, Outcome, Record, pair
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -30,6 +30,14 @@ HEADERS = st.builds(
     versions=st.dictionaries(TEXT, TEXT, max_size=3),
     notes=st.lists(TEXT, max_size=3).map(tuple),
 )
+
+
+def places(size: int) -> st.SearchStrategy[Any]:
+    """What was likeliest in place of a token."""
+    ids = st.lists(st.integers(0, 2**31 - 1), min_size=size, max_size=size, unique=True).map(tuple)
+    return st.tuples(ids, st.lists(st.floats(LEAST_LOG, 0), min_size=size + 1, max_size=size + 1).map(tuple))
+
+
 OUTCOMES = st.builds(
     Outcome,
     id=TEXT,
@@ -41,6 +49,7 @@ OUTCOMES = st.builds(
     scores=st.lists(st.none() | FINITE, max_size=4).map(tuple),
     greedy=st.lists(st.booleans(), max_size=4).map(tuple),
     bytes=st.none() | st.integers(1),
+    likeliest=st.sampled_from([1, 3]).flatmap(lambda size: st.lists(places(size), max_size=3)).map(tuple),
     reply=st.none() | TEXT,
 )
 

@@ -13,13 +13,16 @@ import pytest
 from scipy.stats import binomtest
 
 from backslide.diagnosis import Losses, diagnose
-from backslide.drops import DRIFT_LIMIT, paired_drops
+from backslide.drops import DRIFT_LIMIT, kl_between, paired_drops
 from backslide.errors import ConfigError, RecordError
+from backslide.guard.words import seen
 from backslide.judge import judge
 from backslide.noise import floor, noise_between
 from backslide.planning import reach
-from backslide.record import Record
+from backslide.record import Likeliest, Outcome, Record
+from backslide.report.html import render
 from backslide.report.markdown import write_report
+from backslide.report.summary import Summary
 from backslide.report.terminal import verdict_table
 from backslide.rundir import RunFolder
 from backslide.stats.bounded import bounded_interval, bounded_p_value
@@ -203,6 +206,79 @@ def test_a_verdict_on_drift_survives_json_and_its_pages_speak_of_drift(tmp_path:
     assert "tolerance 0.1 nats a token" in page and "Drift is in nats a token" in page
     cells = [str(cell) for column in verdict_table(verdict).columns for cell in column.cells]
     assert f"{row.drop:+.3f}" in cells and f"{row.lower:+.3f} to {row.upper:+.3f}" in cells
+
+
+def keeping(outcomes: list[Outcome], *places: Likeliest) -> list[Outcome]:
+    return [dataclasses.replace(o, likeliest=places) for o in outcomes]
+
+
+HALVES: Likeliest = ((3, 4), (math.log(0.5), math.log(0.25), math.log(0.25)))
+MOVED: Likeliest = ((3, 5), (math.log(0.25), math.log(0.25), math.log(0.5)))
+"""On token 3 alone both tell: KL ≥ ½ ln 2 + ½ ln ⅔ = ½ ln 4/3."""
+
+
+def test_the_kl_stands_beside_the_drift_and_decides_nothing(tmp_path: Path) -> None:
+    before, after = drawn(80, 0.6)
+    old, new = keeping(referred(before), HALVES, HALVES), keeping(referred(after), MOVED, HALVES)
+    assert kl_between(old[0], new[0]) == pytest.approx(math.log(4 / 3) / 4)
+    # Of the items that tell, the mean.
+    new[1] = dataclasses.replace(new[1], likeliest=(HALVES, HALVES))
+    new[2] = dataclasses.replace(new[2], likeliest=())
+    verdict, without = judge(record(old), record(new)), judge(record(referred(before)), record(referred(after)))
+    (row,) = verdict.capabilities
+    assert row.kl == pytest.approx(78 / 79 * math.log(4 / 3) / 4)
+    assert without == dataclasses.replace(verdict, capabilities=(dataclasses.replace(row, kl=None),))
+    saved = json.loads(json.dumps(verdict.to_dict()))
+    assert Verdict.from_dict(saved) == verdict and saved["capabilities"][0]["kl"] == row.kl
+    # Verdicts of versions that did not tell.
+    del saved["capabilities"][0]["kl"]
+    assert Verdict.from_dict(saved) == without
+    assert seen(verdict) == f"{seen(without)}, KL to the base at least {row.kl:.3f}"
+    title, shown = "KL to the base, nats a token, at least", f"{row.kl:.3f}"
+    columns = {str(column.header): list(column.cells) for column in verdict_table(verdict).columns}
+    assert columns[title] == [shown] and title not in [c.header for c in verdict_table(without).columns]
+    for made, name in ((verdict, "with"), (without, "without")):
+        run = RunFolder(tmp_path / name)
+        run.begin({"model": "m", "suite": "s", "suite_hash": "h", "alpha": 0.05, "tolerance": 0.03})
+        record(old).save(run.baseline)
+        run.save_verdict(made)
+        page, html = write_report(run).read_text(encoding="utf-8"), render(Summary.of(run))
+        table = [line for line in page.splitlines() if line.startswith(("| capability", "|---|--:|", "| chat"))][:3]
+        assert len({line.count("|") for line in table}) == 1
+        assert (title in table[0]) is (title in html) is (made is verdict)
+        if made is verdict:
+            assert f" | {shown} | – | – | – | regressed |" in table[2] and f"<td>{shown}</td>" in html
+            assert "it decides nothing" in page and "it decides nothing" in html
+
+
+def test_likeliest_tokens_that_do_not_fit_together_have_no_kl() -> None:
+    (old,) = keeping(referred([0.3]), HALVES)
+    all_of_three: Likeliest = ((3, 4), (math.log(0.5), math.log(0.5)))
+    for others in ((), (HALVES, HALVES), (((3,), (-0.5, -1.0)),), (all_of_three,)):
+        assert kl_between(old, dataclasses.replace(old, likeliest=others)) is None
+    assert kl_between(old, old) == 0.0
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [3], [[[1], [-1.0], []]], [[[], []]], [[[], [-1.0]]], [[[1], [-1.0, -1.0, -1.0]]], [[[1, 2], [-1.0]]],
+        [[[1, 1], [-1.0, -1.0]]], [[[True], [-1.0]]], [[[-1], [-1.0]]], [[[1 << 31], [-1.0]]], [[[1.0], [-1.0]]],
+        [[[1], [0.1]]], [[[1], [-1e5]]], [[[1], [None]]], [[[1], [False]]], [[[1], [-1.0]], [[1, 2], [-1.0, -2.0]]],
+        [[[1], [-1.0]], [[1], [-1.0, -1.0]]], [["1", [-1.0]]],
+    ],
+)  # fmt: skip
+def test_likeliest_tokens_that_are_malformed_are_refused(places: Any, tmp_path: Path) -> None:
+    good = record(keeping(referred([0.3]), HALVES))
+    good.save(tmp_path / "r.jsonl")
+    assert Record.load(tmp_path / "r.jsonl") == good
+    head, line = (tmp_path / "r.jsonl").read_text(encoding="utf-8").splitlines()
+    bad = json.dumps({**json.loads(line), "likeliest": places})
+    (tmp_path / "r.jsonl").write_text(f"{head}\n{bad}\n", encoding="utf-8")
+    with pytest.raises(
+        RecordError, match=r"r\.jsonl:2: likeliest has .* ids and their log-probabilities from -10000 to 0"
+    ):
+        Record.load(tmp_path / "r.jsonl")
 
 
 def test_planning_counts_the_tests_of_drift() -> None:

@@ -33,9 +33,11 @@ def numbers_of(verdict: Verdict) -> dict[str, float]:
         found |= {mean: row.candidate, "drop": row.drop, "lost": row.lost, "won": row.won, "items": row.items}
         if row.soft is not None:
             found["drop_probability"] = row.soft.drop
+        found["kl"] = row.kl
     for capability in verdict.capabilities:
         found[f"{capability.capability}/{_NAMES[capability.unit]}"] = capability.candidate
         found[f"{capability.capability}/drop"] = capability.drop
+        found[f"{capability.capability}/kl"] = capability.kl
     return {PREFIX + name: float(v) for name, v in found.items() if v is not None and math.isfinite(v)}
 
 

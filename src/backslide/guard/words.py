@@ -16,7 +16,8 @@ def seen(verdict: Verdict) -> str:
     if row.unit == "accuracy":
         return f"accuracy {row.baseline:.1%} → {row.candidate:.1%}, {row.lost} lost, {row.won} won"
     unit = "the base's own replies, nats a token:" if row.unit == "drift" else row.unit
-    return f"{unit} {row.baseline:.3f} → {row.candidate:.3f}"
+    kl = "" if row.kl is None else f", KL to the base at least {row.kl:.3f}"
+    return f"{unit} {row.baseline:.3f} → {row.candidate:.3f}{kl}"
 
 
 def brief(verdict: Verdict) -> str:

@@ -179,6 +179,11 @@ class Summary:
         return any(row.unit == "drift" for _, rows in self.tables for row in rows)
 
     @property
+    def diverges(self) -> bool:
+        """Whether a row says how far the model's distributions are from the base's."""
+        return any(row.kl is not None for _, rows in self.tables for row in rows)
+
+    @property
     def replies(self) -> tuple[Reply, ...]:
         """The open questions with the replies before and after."""
         questions = self.config.get("questions", {})

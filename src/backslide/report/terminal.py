@@ -29,10 +29,12 @@ def zone(value: Zone) -> Text:
 
 def verdict_table(verdict: Verdict) -> Table:
     """A row for each capability, and one for all items."""
-    table = _table(
-        "capability", "items", "before", "after", "drop", "bounds", "lost", "won", "p(right)", "verdict", "by"
-    )  # fmt: skip
     rows = [*verdict.capabilities, *([verdict.pooled] if verdict.pooled is not None else [])]
+    # Of few suites, and a terminal is narrow.
+    kl = ["KL to the base, nats a token, at least"] if any(row.kl is not None for row in rows) else []
+    table = _table(
+        "capability", "items", "before", "after", "drop", "bounds", *kl, "lost", "won", "p(right)", "verdict", "by"
+    )  # fmt: skip
     for row in rows:
         table.add_row(
             named(row.capability),
@@ -41,6 +43,7 @@ def verdict_table(verdict: Verdict) -> Table:
             _value(row, row.candidate),
             _amount(row, row.drop),
             f"{_amount(row, row.lower)} to {_amount(row, row.upper)}",
+            *(["–" if row.kl is None else f"{row.kl:.3f}"] if kl else []),
             _count(row.lost),
             _count(row.won),
             _points(row.soft.drop) if row.soft is not None else "–",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ import transformers
 from backslide.errors import ModelError, SuiteError
 from backslide.models import model_fingerprint, tokenizer_fingerprint
 from backslide.noise import noise_between
-from backslide.record import Header, Outcome, Record
+from backslide.record import LEAST_LOG, Header, Likeliest, Outcome, Record
 from backslide.scoring.execute import Score
 from backslide.scoring.forward import is_exact, uncompiled
 from backslide.scoring.probe import foils, probe, probed
@@ -336,13 +336,22 @@ def outcome(item: Item, digest: str, scores: list[Score], said: Mapping[str, str
         total = sum(value for value in values if value is not None) if None not in values else None
         return dataclasses.replace(blank, scores=(total,), bytes=len(item.text.encode()))
     if isinstance(item, OpenItem) and item.judged:
-        return dataclasses.replace(blank, scores=values, tokens=tokens)
+        likeliest = _rounded(scores[0].likeliest) if None not in values else ()
+        return dataclasses.replace(blank, scores=values, tokens=tokens, likeliest=likeliest)
     reply = said[item.id]
     if isinstance(item, GenerationItem):
         return dataclasses.replace(blank, correct=right_reply(reply, item), reply=reply)
     reply = reply.strip()
     correct = matches(reply, item.answers, item.match) if isinstance(item, AnswerItem) else None
     return dataclasses.replace(blank, correct=correct, reply=reply)
+
+
+def _rounded(places: Sequence[Likeliest]) -> tuple[Likeliest, ...]:
+    """As a record keeps it; nothing where a number is none."""
+    if any(math.isnan(log) for _, logs in places for log in logs):
+        return ()
+    # A model may rule a token out, which then counts as barely possible. Rounded logarithms may not pass 0 either.
+    return tuple((ids, tuple(round(min(max(log, LEAST_LOG), 0.0), 4) + 0.0 for log in logs)) for ids, logs in places)
 
 
 def _blank(item: Item, digest: str) -> Outcome:

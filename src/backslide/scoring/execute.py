@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from backslide.record import Likeliest
 from backslide.scoring.forward import accepts, dtype_of, project_only, uncompiled
 from backslide.scoring.memory import Memory
 from backslide.scoring.plan import Batch, Plan, halves
@@ -24,6 +25,9 @@ from backslide.scoring.requests import Request, Tokens
 
 ROWS_AT_ONCE = 64
 """Rows through the softmax at once: bounds the extra memory at this many times the vocabulary, in fp32."""
+
+RANKED_AT_ONCE = 16
+"""Rows of those that are searched for their likeliest tokens at once, each in a copy of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,8 @@ class Score:
     """Sum over the continuation's tokens, in nats; NaN or infinite where the model's output is."""
     greedy: bool
     """Whether every token of the continuation was the model's first."""
+    likeliest: tuple[Likeliest, ...] = ()
+    """For each token what was likeliest in its place, where the request asks for it; may hold NaN and infinities."""
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -132,17 +138,23 @@ def _batch(
 
     flat_rows = [place for _, nodes in asked for place in nodes]
     flat_targets = [token for index, _ in asked for token in requests[index].targets]
-    logprobs, first = _read(logits, flat_rows, flat_targets)
+    flat_sizes = [requests[index].likeliest for index, nodes in asked for _ in nodes]
+    logprobs, first, likeliest = _read(logits, flat_rows, flat_targets, flat_sizes)
     start = 0
     for index, nodes in asked:
         end = start + len(nodes)
+        ranked = tuple(likeliest[i] for i in range(start, end)) if requests[index].likeliest else ()
         # Summed in fp32 by torch, as lm-eval does: its rounding is 3e-5 at a log-likelihood of -300.
-        yield index, Score(float(logprobs[start:end].sum()), bool(first[start:end].all()))
+        yield index, Score(float(logprobs[start:end].sum()), bool(first[start:end].all()), ranked)
         start = end
 
 
-def _read(logits: Any, rows: Sequence[int], targets: Sequence[int]) -> tuple[Any, Any]:
+def _read(
+    logits: Any, rows: Sequence[int], targets: Sequence[int], sizes: Sequence[int]
+) -> tuple[Any, Any, dict[int, Likeliest]]:
     """Log-probability of `targets[i]` in row `rows[i]`, in fp32, and whether it is the argmax of that row.
+
+    Where `sizes[i]` is not 0, by i, also what is likeliest there (see `_likeliest`).
 
     `log_softmax` of whole rows, as lm-eval takes it, although `logsumexp` needs less: on a CPU the two differ by some
     1e-5 a token, always in the same direction, which would add up over a long continuation.
@@ -150,6 +162,7 @@ def _read(logits: Any, rows: Sequence[int], targets: Sequence[int]) -> tuple[Any
     order = np.argsort(rows, kind="stable")
     logprobs, first = torch.empty(len(rows)), torch.empty(len(rows), dtype=torch.bool)
     ordered = np.asarray(rows)[order]
+    likeliest: dict[int, Likeliest] = {}
     for start in range(0, logits.shape[0], ROWS_AT_ONCE):
         chunk = functional.log_softmax(logits[start : start + ROWS_AT_ONCE], dim=-1, dtype=torch.float32)
         mine = order[np.searchsorted(ordered, start) : np.searchsorted(ordered, start + ROWS_AT_ONCE)]
@@ -157,7 +170,30 @@ def _read(logits: Any, rows: Sequence[int], targets: Sequence[int]) -> tuple[Any
         token = torch.tensor([targets[i] for i in mine], dtype=torch.long, device=logits.device)
         logprobs[mine] = chunk[row, token].cpu()
         first[mine] = (chunk.argmax(dim=-1)[row] == token).cpu()
-    return logprobs, first
+        for size in {sizes[i] for i in mine} - {0}:
+            wanted = [place for place, i in enumerate(mine) if sizes[i] == size]
+            for begin in range(0, len(wanted), RANKED_AT_ONCE):
+                few = wanted[begin : begin + RANKED_AT_ONCE]
+                found = _likeliest(chunk[row[few]], token[few], size)
+                likeliest.update(zip((int(mine[place]) for place in few), found, strict=True))
+    return logprobs, first, likeliest
+
+
+def _likeliest(rows: Any, targets: Any, size: int) -> list[Likeliest]:
+    """In each row of log-probabilities (R, V) the target, the `size` likeliest others, and all that remain together.
+
+    `rows` is used up.
+    """
+    target = targets[:, None]  # (R, 1)
+    own = rows.gather(1, target)
+    rows.scatter_(1, target, -torch.inf)
+    others = rows.topk(min(size, rows.shape[1] - 1), dim=-1)
+    ids, logs = torch.cat([target, others.indices], dim=1), torch.cat([own, others.values], dim=1)
+    if ids.shape[1] < rows.shape[1]:
+        # Summed as it is: one minus the others would be rounding where they are nearly all.
+        rest = rows.scatter_(1, others.indices, -torch.inf).logsumexp(-1, keepdim=True)
+        logs = torch.cat([logs, rest], dim=1)
+    return [(tuple(one), tuple(other)) for one, other in zip(ids.tolist(), logs.tolist(), strict=True)]
 
 
 def _ancestors(batch: Batch, dtype: Any, device: Any) -> Any:

@@ -25,6 +25,10 @@ from backslide.suite.item import (
 
 Tokens = tuple[int, ...]
 
+LIKELIEST = 16
+"""Tokens besides the reference's own whose probabilities are kept at each place of a reference, so that the KL between
+two records can be bounded. More make the bound tighter and the record larger (`docs/suites.md`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -38,6 +42,8 @@ class Request:
     """What the model is fed: context and continuation without its last token."""
     targets: Tokens
     """The continuation; `targets[j]` is predicted at position `len(fed) - len(targets) + j`."""
+    likeliest: int = 0
+    """How many of the likeliest other tokens are told with each of the continuation's; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ def ask(items: Iterable[Item], tokenizer: Any, *, chat: bool, max_length: int, m
             raise SuiteError(f"item {item.id}: the reference {size.format(max_length=max_length)}")
         if len(before) + len(after) > max_length + 1:
             beginnings.append(item.id)
-        requests.append(Request(item.id, 0, (before + after)[-(max_length + 1) :][:-1], after))
+        requests.append(Request(item.id, 0, (before + after)[-(max_length + 1) :][:-1], after, LIKELIEST))
 
     # A reference is scored, not made anew: replies to all of a user's prompts would cost more than the rest of a look.
     replying = [item for item in asked if isinstance(item, AnswerItem) or not item.judged]
