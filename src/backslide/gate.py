@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backslide import openings
+from backslide import leaks, openings
 from backslide.errors import MismatchError, RecordError
 from backslide.files import check_writable, writing
 from backslide.judge import judge
@@ -17,7 +17,7 @@ from backslide.lock import claimed
 from backslide.models import Loaded, load_model
 from backslide.record import Record, pair
 from backslide.report.pages import write_pages
-from backslide.rundir import RunFolder
+from backslide.rundir import RunFolder, run_of
 from backslide.scoring.engine import Scorer, Settings, outcome, versions
 from backslide.scoring.execute import Score
 from backslide.scoring.work import Progress
@@ -88,11 +88,15 @@ def check_model(
     drift: float = 0.1,
     alpha: float = 0.05,
     out: str | Path | None = None,
+    train: str | Path | Sequence[str | Path] = (),
     tasks: TaskOptions | None = None,
     say: Say | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Judge a model against its baseline, asked under the baseline's own conditions.
+
+    Items that are in the training data are left out of the verdict: those found in `train`, and those that the run
+    left out of which `model` or `baseline` is, or whose folder `out` is.
 
     Args:
         model: anything that `load_model` takes.
@@ -103,12 +107,13 @@ def check_model(
         drift: accepted drift from the base, in nats a token of its own replies.
         alpha: probability of a false `regressed`, and of a false `retained` of each capability.
         out: folder for a run folder with a report; None writes nothing. Openings of the gate half are counted in it.
+        train: what the model was trained on, a file or several: JSON Lines in a format of `backslide.data`, or text.
         tasks: how lm-eval's tasks are asked.
         say: told what the user should know.
         progress: called while items are scored.
 
     Raises:
-        InputError: model, suite, baseline or numbers are wrong, or they do not fit together.
+        InputError: model, suite, baseline, training data or numbers are wrong, or they do not fit together.
     """
     level, accepted = Level(fail=alpha, passing=alpha), Tolerance(accuracy=tolerance, drift=drift)
     given: Record | Samples
@@ -130,6 +135,8 @@ def check_model(
         raise RecordError(f"{out}: is a file; give a folder for the report")
     if out is not None:
         check_writable(Path(out), RecordError, folder=True)
+    files = [train] if isinstance(train, (str, Path)) else train
+    left_out = leaks.gather(chosen, files, _runs(model, baseline, out), say, progress)
     with claimed(Path(out)) if out is not None else contextlib.nullcontext():
         loaded = loaded or load_model(model, dtype=str(dtype), say=say)
         settings = Settings() if isinstance(given, Samples) else settings_of(given)
@@ -146,7 +153,7 @@ def check_model(
         probe = any(outcome.kind == "answer" and outcome.scores for outcome in old.outcomes)
         new = scorer.measure(loaded.model, part=part, probe=probe, name=model, progress=progress)
         _tell(new, say)
-        verdict = judge(old, new, tolerance=accepted, level=level)
+        verdict = judge(old, new, tolerance=accepted, level=level, leave_out=left_out.items)
         if out is not None:
             setup = {
                 "model": model,
@@ -155,6 +162,9 @@ def check_model(
                 "alpha": alpha,
                 "tolerance": tolerance,
                 "tolerance_drift": drift,
+                "train": [str(file) for file in files],
+                "left_out": sorted(left_out.items),
+                "leaks": list(left_out.leaks),
                 "questions": {item.id: item.prompt for item in chosen.items if isinstance(item, OpenItem)},
                 "versions": versions(),
             }
@@ -171,6 +181,8 @@ def _keep(run: RunFolder, verdict: Verdict, old: Record, new: Record, part: Part
         opening = openings.next_opening(run.events(), suite=setup["suite"], model=fingerprint)
         verdict = dataclasses.replace(verdict, opening=opening.number)
         events = [opening.opened, {**events[0], "event": "gate", **opening.fields}]
+    if setup["leaks"]:
+        events.insert(0, {"event": "leaks", "items": [leak["item"] for leak in setup["leaks"]]})
     run.begin(setup)
     # First that it was opened, then what was seen.
     run.append(events)
@@ -180,6 +192,16 @@ def _keep(run: RunFolder, verdict: Verdict, old: Record, new: Record, part: Part
     write_pages(run)
     run.release()
     return verdict
+
+
+def _runs(model: str, baseline: Record | str | Path, out: str | Path | None) -> list[RunFolder]:
+    """Runs that may know of items in the training data."""
+    found = [run_of(model)]
+    if not isinstance(baseline, Record):
+        run = RunFolder(Path(baseline).parent)
+        found.append(run if run.baseline.name == Path(baseline).name else None)
+    found.append(RunFolder(out) if out is not None else None)
+    return [run for run in found if run is not None]
 
 
 def _load(

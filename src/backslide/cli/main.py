@@ -189,6 +189,9 @@ def check(
     out: Annotated[
         Path | None, typer.Option(help="Write a run folder with report.html, report.md and junit.xml here.")
     ] = None,
+    train: Annotated[
+        list[Path] | None, typer.Option(help="The training data; items in it are not judged. Several: give it again.")
+    ] = None,
     include_path: IncludePathOption = None,
     num_fewshot: FewshotOption = None,
     limit: LimitOption = None,
@@ -211,7 +214,7 @@ def check(
     with screen.working():
         verdict = check_model(
             model, baseline, suite=suite, part=part.value, tolerance=tolerance, drift=drift, alpha=alpha, out=out,
-            tasks=tasks, say=screen.say, progress=screen.progress,
+            train=train or (), tasks=tasks, say=screen.say, progress=screen.progress,
         )  # fmt: skip
     screen.show(verdict_table(verdict))
     screen.show(headline(verdict))

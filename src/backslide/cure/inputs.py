@@ -13,8 +13,9 @@ from typing import Any
 
 from backslide.data import TrainingData
 from backslide.errors import DataError, MismatchError, RecordError, SuiteError
+from backslide.leaks import left_out_of
 from backslide.record import Record
-from backslide.rundir import RunFolder
+from backslide.rundir import RunFolder, run_of
 from backslide.suite.suite import REPERTOIRE, Suite
 from backslide.verdict import Level, Tolerance
 
@@ -69,7 +70,7 @@ def gather(
 
     Raises `InputError` where something is missing, malformed, or does not fit together.
     """
-    run = _run_of(tuned)
+    run = run_of(tuned)
     config = run.config if run is not None else {}
     tune = config.get("config") if isinstance(config.get("config"), dict) else {}
     assert isinstance(tune, dict)
@@ -89,7 +90,6 @@ def gather(
     if not isinstance(length, int) or length < 2:
         raise DataError(f"max_length is {length!r}, a whole number from 2 is needed")
     conditions: dict[str, Any] = record.header.conditions if record is not None else {}
-    left_out = config.get("left_out")
     return Inputs(
         suite=_suite(suite, config, _of(tune, "guard", "suite"), record),
         baseline=record,
@@ -101,15 +101,9 @@ def gather(
             drift=_first(drift, config.get("tolerance_drift"), 0.1),
         ),
         level=Level(fail=_first(alpha, config.get("alpha"), 0.05), passing=_first(alpha, config.get("alpha"), 0.05)),
-        left_out=frozenset(left_out if isinstance(left_out, list) else ()),
+        left_out=left_out_of(config),
         run=run,
     )
-
-
-def _run_of(tuned: str) -> RunFolder | None:
-    path = Path(tuned).expanduser()
-    run = RunFolder(path.resolve().parent)
-    return run if path.is_dir() and path.resolve().name == "model" and run.exists() else None
 
 
 def _of(config: dict[str, Any], section: str, key: str) -> Any:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from backslide.config import SELF, TuneConfig
 from backslide.cure.prompts import prompts_of
-from backslide.data import TrainingData, passages, text_of
+from backslide.data import TrainingData, text_of
 from backslide.doctor.findings import Notebook
 from backslide.errors import InputError
-from backslide.suite.leakage import find_leaks
+from backslide.leaks import look
 from backslide.suite.suite import Suite
 
 REPEATS = 0.05
@@ -121,7 +121,7 @@ def look_for_leaks(
 ) -> tuple[str, ...]:
     """The ids of the suite's items that the training data holds, which no verdict would count."""
     try:
-        leaks = find_leaks(suite, passages(config.data.train, progress), places=1)
+        leaks = look(suite, config.data.train, progress)
     except InputError:
         return ()  # said already, of the same file
     items = tuple(dict.fromkeys(leak.item for leak in leaks))
