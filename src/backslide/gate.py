@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backslide import leaks, openings
+from backslide.asking import suite_for
 from backslide.errors import MismatchError, RecordError
 from backslide.files import check_writable, writing
 from backslide.judge import judge
@@ -22,7 +23,7 @@ from backslide.scoring.engine import Scorer, Settings, outcome, versions
 from backslide.scoring.execute import Score
 from backslide.scoring.work import Progress
 from backslide.suite.item import OpenItem
-from backslide.suite.lm_eval import TaskOptions
+from backslide.suite.lm_eval import TaskOptions, options_of
 from backslide.suite.suite import Part, Suite
 from backslide.verdict import Level, Tolerance, Verdict
 
@@ -63,9 +64,9 @@ def take_baseline(
     if out.is_dir():
         raise RecordError(f"{out}: is a folder; give the record a file name, such as {out / 'baseline.jsonl'}")
     check_writable(out, RecordError)
-    chosen, loaded = _load(suite, tasks, model, dtype, say)
+    chosen = suite_for(suite, tasks, model, say)
     writes = check_out(chosen, part, lm_eval_out) if lm_eval_out is not None else None
-    loaded = loaded or load_model(model, dtype=dtype, say=say)
+    loaded = load_model(model, dtype=dtype, say=say)
     scorer = Scorer(chosen, loaded.model, loaded.tokenizer, Settings(chat=chat))
     record = scorer.baseline(loaded.model, part=part, probe=True, name=model, progress=progress)
     _tell(record, say)
@@ -122,7 +123,7 @@ def check_model(
     else:
         given = read_samples(baseline) if Path(baseline).is_dir() else Record.load(baseline)
     dtype = (given.dtype if isinstance(given, Samples) else given.header.conditions.get("dtype")) or "auto"
-    chosen, loaded = _load(suite, tasks, model, str(dtype), say)
+    chosen = suite_for(suite, tasks, model, say)
     # What does not fit is refused before the model is loaded, where that can be seen.
     if isinstance(given, Samples):
         answers = given.answers(chosen)
@@ -138,7 +139,7 @@ def check_model(
     files = [train] if isinstance(train, (str, Path)) else train
     left_out = leaks.gather(chosen, files, _runs(model, baseline, out), say, progress)
     with claimed(Path(out)) if out is not None else contextlib.nullcontext():
-        loaded = loaded or load_model(model, dtype=str(dtype), say=say)
+        loaded = load_model(model, dtype=str(dtype), say=say)
         settings = Settings() if isinstance(given, Samples) else settings_of(given)
         if isinstance(given, Record) and settings.chat and not getattr(loaded.tokenizer, "chat_template", None):
             raise MismatchError(
@@ -159,6 +160,7 @@ def check_model(
                 "model": model,
                 "suite": chosen.name,
                 "suite_hash": chosen.hash,
+                "tasks": options_of(chosen),
                 "alpha": alpha,
                 "tolerance": tolerance,
                 "tolerance_drift": drift,
@@ -202,18 +204,6 @@ def _runs(model: str, baseline: Record | str | Path, out: str | Path | None) -> 
         found.append(run if run.baseline.name == Path(baseline).name else None)
     found.append(RunFolder(out) if out is not None else None)
     return [run for run in found if run is not None]
-
-
-def _load(
-    suite: Suite | str, tasks: TaskOptions | None, model: str, dtype: str, say: Say | None
-) -> tuple[Suite, Loaded | None]:
-    """The suite, and the model where the suite needs its tokenizer: else a suite that is wrong is seen without it."""
-    if isinstance(suite, Suite):
-        return suite, None
-    if tasks is None or not tasks.apply_chat_template:
-        return Suite.load(suite, tasks), None
-    loaded = load_model(model, dtype=dtype, say=say)
-    return Suite.load(suite, tasks, loaded.tokenizer), loaded
 
 
 def _answered(samples: Samples, answers: Mapping[str, Answers], scorer: Scorer, loaded: Loaded) -> Record:

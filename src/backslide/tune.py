@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
+from backslide.asking import suite_for
 from backslide.checkpoints import Checkpoints
 from backslide.config import TuneConfig
 from backslide.cure.attached import Cures
@@ -93,7 +94,7 @@ def tune(
     held_out = TrainingData.load(config.data.held_out) if config.data.held_out is not None else None
     if held_out is not None and held_out.format != data.format:
         raise DataError(f"{held_out.path}: is of the format {held_out.format}, the training file is {data.format}")
-    suite = suite or Suite.load(config.guard.suite)
+    suite = suite or suite_for(config.guard.suite, config.guard.tasks, config.model.base, say)
     if baseline is None and config.guard.baseline is not None:
         baseline = Record.load(config.guard.baseline)
     sources = digests(config)

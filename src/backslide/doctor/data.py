@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -132,7 +133,9 @@ def look_for_leaks(
     says = (
         f"{len(items)} items of the suite {suite.name} are in the training data ({where}); the first: {leaks[0].place}"
     )
-    mend = f"see them with `backslide suite check {config.guard.suite} --train {config.data.train}`"
+    tasks = config.guard.tasks
+    asked = [config.guard.suite, *tasks.words, *(["--model", config.model.base] if tasks.apply_chat_template else [])]
+    mend = f"see them with `backslide suite check {shlex.join([*asked, '--train', config.data.train])}`"
     if config.guard.strict:
         notes.error("guard.strict", says, mend)
     else:
