@@ -158,3 +158,5 @@ def test_how_lm_evals_tasks_are_asked(tmp_path: Path) -> None:
         "--include-path", str(tmp_path), "--num-fewshot", "2", "--limit", "20", "--apply-chat-template",
         "--no-fewshot-as-multiturn", "--system-instruction", "Be terse.",
     ]  # fmt: skip
+    assert TaskOptions(limit=1234567.0).words == ["--limit", "1234567"]
+    assert TaskOptions(limit=0.5, num_fewshot=0).words == ["--num-fewshot", "0", "--limit", "0.5"]

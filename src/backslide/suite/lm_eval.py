@@ -95,10 +95,8 @@ class TaskOptions:
             if value is False and name == "fewshot_as_multiturn":
                 found.append(f"--no-{flag}")
             elif value is not None and value is not False:
-                found += [
-                    f"--{flag}",
-                    *([] if value is True else [f"{value:g}" if isinstance(value, float) else str(value)]),
-                ]
+                said = f"{value:.15g}" if isinstance(value, float) else str(value)
+                found += [f"--{flag}", *([] if value is True else [said])]
         return found
 
     def to_dict(self) -> dict[str, Any]:
