@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backslide.errors import ConfigError
+from backslide.errors import ConfigError, SuiteError
 from backslide.files import read_text
+from backslide.suite.lm_eval import TaskOptions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -124,6 +125,13 @@ class GuardSection:
     baseline: str | None = None
     strict: bool = False
     """Refuse to train where items of the suite are in the training data, instead of leaving them out of verdicts."""
+    include_path: str | None = None
+    """This and what follows: how lm-eval's tasks are asked, see `TaskOptions`."""
+    num_fewshot: int | None = None
+    limit: float | None = None
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
 
     def __post_init__(self) -> None:
         if self.every is not None and self.looks is not None:
@@ -144,6 +152,15 @@ class GuardSection:
             raise ConfigError(f"guard.alpha is {self.alpha}, a probability above 0 and up to 0.5 is needed (0.05)")
         if not 0 <= self.tolerance < 1:
             raise ConfigError(f"guard.tolerance is {self.tolerance}, a share from 0 to below 1 is needed (0.03)")
+        try:
+            _ = self.tasks
+        except SuiteError as bad:
+            raise ConfigError(f"guard.{bad}") from None
+
+    @property
+    def tasks(self) -> TaskOptions:
+        """How lm-eval's tasks are asked."""
+        return TaskOptions(**{key.name: getattr(self, key.name) for key in dataclasses.fields(TaskOptions)})
 
 
 @dataclass(frozen=True, kw_only=True)

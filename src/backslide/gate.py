@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backslide import openings
+from backslide import leaks, openings
+from backslide.asking import suite_for
 from backslide.errors import MismatchError, RecordError
 from backslide.files import check_writable, writing
 from backslide.judge import judge
@@ -17,12 +18,12 @@ from backslide.lock import claimed
 from backslide.models import Loaded, load_model
 from backslide.record import Record, pair
 from backslide.report.pages import write_pages
-from backslide.rundir import RunFolder
+from backslide.rundir import RunFolder, run_of
 from backslide.scoring.engine import Scorer, Settings, outcome, versions
 from backslide.scoring.execute import Score
 from backslide.scoring.work import Progress
 from backslide.suite.item import OpenItem
-from backslide.suite.lm_eval import TaskOptions
+from backslide.suite.lm_eval import TaskOptions, options_of
 from backslide.suite.suite import Part, Suite
 from backslide.verdict import Level, Tolerance, Verdict
 
@@ -63,9 +64,9 @@ def take_baseline(
     if out.is_dir():
         raise RecordError(f"{out}: is a folder; give the record a file name, such as {out / 'baseline.jsonl'}")
     check_writable(out, RecordError)
-    chosen, loaded = _load(suite, tasks, model, dtype, say)
+    chosen = suite_for(suite, tasks, model, say)
     writes = check_out(chosen, part, lm_eval_out) if lm_eval_out is not None else None
-    loaded = loaded or load_model(model, dtype=dtype, say=say)
+    loaded = load_model(model, dtype=dtype, say=say)
     scorer = Scorer(chosen, loaded.model, loaded.tokenizer, Settings(chat=chat))
     record = scorer.baseline(loaded.model, part=part, probe=True, name=model, progress=progress)
     _tell(record, say)
@@ -88,11 +89,15 @@ def check_model(
     drift: float = 0.1,
     alpha: float = 0.05,
     out: str | Path | None = None,
+    train: str | Path | Sequence[str | Path] = (),
     tasks: TaskOptions | None = None,
     say: Say | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Judge a model against its baseline, asked under the baseline's own conditions.
+
+    Items that are in the training data are left out of the verdict: those found in `train`, and those that the run
+    left out of which `model` or `baseline` is, or whose folder `out` is.
 
     Args:
         model: anything that `load_model` takes.
@@ -103,12 +108,13 @@ def check_model(
         drift: accepted drift from the base, in nats a token of its own replies.
         alpha: probability of a false `regressed`, and of a false `retained` of each capability.
         out: folder for a run folder with a report; None writes nothing. Openings of the gate half are counted in it.
+        train: what the model was trained on, a file or several: JSON Lines in a format of `backslide.data`, or text.
         tasks: how lm-eval's tasks are asked.
         say: told what the user should know.
         progress: called while items are scored.
 
     Raises:
-        InputError: model, suite, baseline or numbers are wrong, or they do not fit together.
+        InputError: model, suite, baseline, training data or numbers are wrong, or they do not fit together.
     """
     level, accepted = Level(fail=alpha, passing=alpha), Tolerance(accuracy=tolerance, drift=drift)
     given: Record | Samples
@@ -117,7 +123,7 @@ def check_model(
     else:
         given = read_samples(baseline) if Path(baseline).is_dir() else Record.load(baseline)
     dtype = (given.dtype if isinstance(given, Samples) else given.header.conditions.get("dtype")) or "auto"
-    chosen, loaded = _load(suite, tasks, model, str(dtype), say)
+    chosen = suite_for(suite, tasks, model, say)
     # What does not fit is refused before the model is loaded, where that can be seen.
     if isinstance(given, Samples):
         answers = given.answers(chosen)
@@ -130,8 +136,10 @@ def check_model(
         raise RecordError(f"{out}: is a file; give a folder for the report")
     if out is not None:
         check_writable(Path(out), RecordError, folder=True)
+    files = [train] if isinstance(train, (str, Path)) else train
+    left_out = leaks.gather(chosen, files, _runs(model, baseline, out), say, progress)
     with claimed(Path(out)) if out is not None else contextlib.nullcontext():
-        loaded = loaded or load_model(model, dtype=str(dtype), say=say)
+        loaded = load_model(model, dtype=str(dtype), say=say)
         settings = Settings() if isinstance(given, Samples) else settings_of(given)
         if isinstance(given, Record) and settings.chat and not getattr(loaded.tokenizer, "chat_template", None):
             raise MismatchError(
@@ -146,15 +154,19 @@ def check_model(
         probe = any(outcome.kind == "answer" and outcome.scores for outcome in old.outcomes)
         new = scorer.measure(loaded.model, part=part, probe=probe, name=model, progress=progress)
         _tell(new, say)
-        verdict = judge(old, new, tolerance=accepted, level=level)
+        verdict = judge(old, new, tolerance=accepted, level=level, leave_out=left_out.items)
         if out is not None:
             setup = {
                 "model": model,
                 "suite": chosen.name,
                 "suite_hash": chosen.hash,
+                "tasks": options_of(chosen),
                 "alpha": alpha,
                 "tolerance": tolerance,
                 "tolerance_drift": drift,
+                "train": [str(file) for file in files],
+                "left_out": sorted(left_out.items),
+                "leaks": list(left_out.leaks),
                 "questions": {item.id: item.prompt for item in chosen.items if isinstance(item, OpenItem)},
                 "versions": versions(),
             }
@@ -171,6 +183,8 @@ def _keep(run: RunFolder, verdict: Verdict, old: Record, new: Record, part: Part
         opening = openings.next_opening(run.events(), suite=setup["suite"], model=fingerprint)
         verdict = dataclasses.replace(verdict, opening=opening.number)
         events = [opening.opened, {**events[0], "event": "gate", **opening.fields}]
+    if setup["leaks"]:
+        events.insert(0, {"event": "leaks", "items": [leak["item"] for leak in setup["leaks"]]})
     run.begin(setup)
     # First that it was opened, then what was seen.
     run.append(events)
@@ -182,16 +196,14 @@ def _keep(run: RunFolder, verdict: Verdict, old: Record, new: Record, part: Part
     return verdict
 
 
-def _load(
-    suite: Suite | str, tasks: TaskOptions | None, model: str, dtype: str, say: Say | None
-) -> tuple[Suite, Loaded | None]:
-    """The suite, and the model where the suite needs its tokenizer: else a suite that is wrong is seen without it."""
-    if isinstance(suite, Suite):
-        return suite, None
-    if tasks is None or not tasks.apply_chat_template:
-        return Suite.load(suite, tasks), None
-    loaded = load_model(model, dtype=dtype, say=say)
-    return Suite.load(suite, tasks, loaded.tokenizer), loaded
+def _runs(model: str, baseline: Record | str | Path, out: str | Path | None) -> list[RunFolder]:
+    """Runs that may know of items in the training data."""
+    found = [run_of(model)]
+    if not isinstance(baseline, Record):
+        run = RunFolder(Path(baseline).parent)
+        found.append(run if run.baseline.name == Path(baseline).name else None)
+    found.append(RunFolder(out) if out is not None else None)
+    return [run for run in found if run is not None]
 
 
 def _answered(samples: Samples, answers: Mapping[str, Answers], scorer: Scorer, loaded: Loaded) -> Record:

@@ -72,8 +72,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", say: Callable[[str], 
         if missing := sorted(found["missing_keys"]):
             # transformers would fill them with random numbers.
             raise ValueError(f"{len(missing)} of its weights are not in the files, the first is {missing[0]}")
-        with_tokenizer = adapter if adapter and (Path(adapter) / "tokenizer_config.json").is_file() else base
-        tokenizer = AutoTokenizer.from_pretrained(with_tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(_with_tokenizer(place, base))
         if adapter:
             from peft import PeftModel
 
@@ -83,6 +82,22 @@ def load_model(source: str | Path, *, dtype: str = "auto", say: Callable[[str], 
     if torch.cuda.is_available():
         model = model.to("cuda")
     return Loaded(model.eval(), tokenizer, name)
+
+
+def load_tokenizer(source: str | Path, say: Callable[[str], None] | None = None) -> Any:
+    """Load the tokenizer that `load_model` would, and no weights. Raises `ModelError` as it does."""
+    from transformers import AutoTokenizer
+
+    name = str(source)
+    place = resolve(name, say)
+    base = resolve(base_of(Path(place)), say) if (Path(place) / "adapter_config.json").is_file() else place
+    with quiet(), _one_line(name):
+        return AutoTokenizer.from_pretrained(_with_tokenizer(place, base))
+
+
+def _with_tokenizer(place: str, base: str) -> str:
+    """Where the tokenizer of a model is: of an adapter its own, where it has one."""
+    return place if (Path(place) / "tokenizer_config.json").is_file() else base
 
 
 def best_dtype() -> Any:

@@ -234,6 +234,13 @@ class RunFolder:
             return file.read(1) == b"\n"
 
 
+def run_of(model: str | Path) -> RunFolder | None:
+    """The run of `backslide tune` that left a model in `RUN/model`; None where it was no such run."""
+    path = Path(model).expanduser()
+    run = RunFolder(path.resolve().parent)
+    return run if path.is_dir() and path.resolve().name == "model" and run.exists() else None
+
+
 def _holds(path: Path) -> bool:
     # A trainer makes the folder of its checkpoints before there is one.
     return path.exists() and (path.name != CHECKPOINTS or any(path.iterdir()))

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
+from backslide.asking import suite_for
 from backslide.checkpoints import Checkpoints
 from backslide.config import TuneConfig
 from backslide.cure.attached import Cures
-from backslide.data import TrainingData, passages
-from backslide.errors import BackslideError, ConfigError, DataError, InputError, ModelError, RunError, shown
+from backslide.data import TrainingData
+from backslide.errors import BackslideError, ConfigError, DataError, InputError, ModelError, RunError
 from backslide.guard.callback import Guard
+from backslide.leaks import LISTED, look, noted, sentence
 from backslide.lock import claimed, first_process
 from backslide.models import DTYPES, Loaded, load_model, model_fingerprint, quiet
 from backslide.record import Record
@@ -28,7 +30,7 @@ from backslide.saving import SaveModel
 from backslide.schedules import check_schedule
 from backslide.scoring.engine import Settings
 from backslide.scoring.work import Progress
-from backslide.suite.leakage import Leak, counted, find_leaks
+from backslide.suite.leakage import Leak
 from backslide.suite.suite import Suite
 from backslide.verdict import Verdict
 
@@ -92,7 +94,7 @@ def tune(
     held_out = TrainingData.load(config.data.held_out) if config.data.held_out is not None else None
     if held_out is not None and held_out.format != data.format:
         raise DataError(f"{held_out.path}: is of the format {held_out.format}, the training file is {data.format}")
-    suite = suite or Suite.load(config.guard.suite)
+    suite = suite or suite_for(config.guard.suite, config.guard.tasks, config.model.base, say)
     if baseline is None and config.guard.baseline is not None:
         baseline = Record.load(config.guard.baseline)
     sources = digests(config)
@@ -117,7 +119,7 @@ def tune(
         settings=settings,
         name=config.model.base,
         leave_out=tuple(dict.fromkeys(leak.item for leak in leaks)),
-        extra={"config": config.to_dict(), "leaks": [_noted(leak) for leak in leaks], "sources": sources},
+        extra={"config": config.to_dict(), "leaks": [noted(leak) for leak in leaks], "sources": sources},
         say=say,
         progress=progress,
     )
@@ -126,9 +128,9 @@ def tune(
             say(f"{part.path}: {part.skipped} empty lines are left out")
     with _folder(config.folder), claimed(config.folder) if first_process() else contextlib.nullcontext():
         start = find(config, suite.hash, sources, anew=anew)
-        noted = [_NoteLeaks(guard, leaks), *callbacks]
+        watchers = [_NoteLeaks(guard, leaks), *callbacks]
         try:
-            return _tune(config, data, held_out, guard, cures, say, progress, noted, start)
+            return _tune(config, data, held_out, guard, cures, say, progress, watchers, start)
         finally:
             if guard.run is not None:
                 guard.run.release()
@@ -206,19 +208,13 @@ def _tune(
 
 def _leaks(config: TuneConfig, suite: Suite, say: Say, progress: Progress | None) -> tuple[Leak, ...]:
     """Items of the suite that are in the training data. Raises `DataError` where the configuration is strict."""
-    leaks = find_leaks(suite, passages(config.data.train, progress), places=1)
+    leaks = look(suite, config.data.train, progress)
     if leaks:
-        found = f"{counted(leaks)} of the suite {suite.name} found in {config.data.train}"
-        first = f"such as {shown(leaks[0].item)} at {leaks[0].place}"
+        found = sentence(leaks, suite, config.data.train)
         if config.guard.strict:
-            raise DataError(f"{found}, {first}; train without them, or set guard.strict = false to leave them unjudged")
-        say(f"{found}, {first}; backslide suite check lists them")
+            raise DataError(f"{found}; train without them, or set guard.strict = false to leave them unjudged")
+        say(f"{found}; {LISTED}")
     return leaks
-
-
-def _noted(leak: Leak) -> dict[str, Any]:
-    # Not the excerpts: a run's folder is shared more readily than its training data.
-    return {"item": leak.item, "place": leak.place, "kind": leak.kind, "overlap": round(leak.overlap, 3)}
 
 
 @contextlib.contextmanager

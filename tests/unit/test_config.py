@@ -9,6 +9,7 @@ import pytest
 
 from backslide.config import TuneConfig
 from backslide.errors import ConfigError, InputError
+from backslide.suite.lm_eval import TaskOptions
 
 BASE = '[model]\nbase = "m"\n[data]\ntrain = "t.jsonl"\n'
 
@@ -57,6 +58,13 @@ def written(tmp_path: Path, text: str, name: str = "c.toml") -> Path:
         ("[guard]\ntolerance = 3", r"guard.tolerance is 3\.0, a share from 0 to below 1 is needed \(0\.03\)"),
         ("[guard]\nevery = 5\nlooks = 5", "guard.every = 5 and guard.looks = 5 are both given; keep one"),
         ("[guard]\nlooks = 0", "guard.looks is 0, a whole number from 1 is needed"),
+        ("[guard]\nfewshot = 2", r"unknown key 'fewshot' in \[guard\]; did you mean 'num_fewshot'\?"),
+        ("[guard]\nnum_fewshot = -1", "guard.num_fewshot is -1, a whole number from 0 is needed"),
+        ("[guard]\nnum_fewshot = 2.5", "guard.num_fewshot is 2.5, a whole number is needed"),
+        ("[guard]\nlimit = 0", "guard.limit is 0.0, a number of documents above 0 is needed"),
+        ('[guard]\ninclude_path = "gone"', "guard.include_path is 'gone', which is no folder; give one of task files"),
+        ("[guard]\nfewshot_as_multiturn = true", "guard.fewshot_as_multiturn is true, which needs apply_chat_template"),
+        ('[guard]\napply_chat_template = "yes"', "guard.apply_chat_template is 'yes', true or false is needed"),
         ("[[train]]\nsteps = 3", r"train is \[.*\], a section is needed: \[train\] on a line of its own"),
     ],
 )
@@ -128,3 +136,27 @@ def test_full_fine_tuning_has_a_lower_usual_rate(tmp_path: Path) -> None:
 def test_a_configuration_survives_json(tmp_path: Path) -> None:
     config = TuneConfig.load(written(tmp_path, BASE + "[train]\nsteps = 3\n[guard]\nevery = 2\n"))
     assert TuneConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_how_lm_evals_tasks_are_asked(tmp_path: Path) -> None:
+    assert TuneConfig.load(written(tmp_path, BASE)).guard.tasks == TaskOptions()
+    config = TuneConfig.load(
+        written(
+            tmp_path,
+            BASE + f'[guard]\nsuite = "lm-eval:piqa"\ninclude_path = "{tmp_path}"\nnum_fewshot = 2\nlimit = 20\n'
+            'apply_chat_template = true\nfewshot_as_multiturn = false\nsystem_instruction = "Be terse."\n',
+        )
+    )
+    tasks = config.guard.tasks
+    assert tasks == TaskOptions(
+        include_path=str(tmp_path), num_fewshot=2, limit=20, apply_chat_template=True, fewshot_as_multiturn=False,
+        system_instruction="Be terse.",
+    )  # fmt: skip
+    # What `run.json` holds of it, and what the command line is given.
+    assert TaskOptions(**tasks.to_dict()) == tasks == TuneConfig.from_dict(config.to_dict()).guard.tasks
+    assert tasks.words == [
+        "--include-path", str(tmp_path), "--num-fewshot", "2", "--limit", "20", "--apply-chat-template",
+        "--no-fewshot-as-multiturn", "--system-instruction", "Be terse.",
+    ]  # fmt: skip
+    assert TaskOptions(limit=1234567.0).words == ["--limit", "1234567"]
+    assert TaskOptions(limit=0.5, num_fewshot=0).words == ["--num-fewshot", "0", "--limit", "0.5"]

@@ -30,6 +30,7 @@ from backslide.cli.options import (
     SuiteOption,
     SystemOption,
     TemplateOption,
+    TokenizerOption,
 )
 from backslide.cli.repair import show_repaired
 from backslide.cli.run import show_run
@@ -189,6 +190,9 @@ def check(
     out: Annotated[
         Path | None, typer.Option(help="Write a run folder with report.html, report.md and junit.xml here.")
     ] = None,
+    train: Annotated[
+        list[Path] | None, typer.Option(help="The training data; items in it are not judged. Several: give it again.")
+    ] = None,
     include_path: IncludePathOption = None,
     num_fewshot: FewshotOption = None,
     limit: LimitOption = None,
@@ -211,7 +215,7 @@ def check(
     with screen.working():
         verdict = check_model(
             model, baseline, suite=suite, part=part.value, tolerance=tolerance, drift=drift, alpha=alpha, out=out,
-            tasks=tasks, say=screen.say, progress=screen.progress,
+            train=train or (), tasks=tasks, say=screen.say, progress=screen.progress,
         )  # fmt: skip
     screen.show(verdict_table(verdict))
     screen.show(headline(verdict))
@@ -261,6 +265,12 @@ def repair(
     max_length: Annotated[
         int | None, typer.Option(help="Tokens of a held-out example.", show_default=f"that {OF_RUN}, else 1024")
     ] = None,
+    include_path: IncludePathOption = None,
+    num_fewshot: FewshotOption = None,
+    limit: LimitOption = None,
+    apply_chat_template: TemplateOption = False,
+    fewshot_as_multiturn: MultiturnOption = None,
+    system_instruction: SystemOption = None,
     form: FormatOption = Format.text,
 ) -> None:
     """Find the model between BASE and TUNED that keeps the abilities and most of what was learned, without training.
@@ -268,12 +278,17 @@ def repair(
     The exit code is the verdict on the gate half; 1 where there is no such model: OUT then holds measurements alone.
     """
     from backslide.cure.repair import repair as run_repair
+    from backslide.suite.lm_eval import TaskOptions
 
     screen = Screen(as_json=form is Format.json)
+    tasks = TaskOptions(
+        include_path=include_path, num_fewshot=num_fewshot, limit=limit, apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=fewshot_as_multiturn, system_instruction=system_instruction,
+    )  # fmt: skip
     with screen.working():
         repaired = run_repair(
-            base, tuned, out, held_out=held_out, suite=suite, baseline=baseline, tolerance=tolerance, drift=drift,
-            alpha=alpha, dtype=dtype, max_length=max_length, say=screen.say, progress=screen.progress,
+            base, tuned, out, held_out=held_out, suite=suite, tasks=tasks, baseline=baseline, tolerance=tolerance,
+            drift=drift, alpha=alpha, dtype=dtype, max_length=max_length, say=screen.say, progress=screen.progress,
         )  # fmt: skip
     show_repaired(screen, repaired)
     raise typer.Exit(repaired.exit_code)
@@ -309,21 +324,29 @@ def power(
     include_path: IncludePathOption = None,
     num_fewshot: FewshotOption = None,
     limit: LimitOption = None,
+    apply_chat_template: TemplateOption = False,
+    fewshot_as_multiturn: MultiturnOption = None,
+    system_instruction: SystemOption = None,
+    model: TokenizerOption = None,
     form: FormatOption = Format.text,
 ) -> None:
     """The smallest drop, in points, that a suite can prove: at the gate, and at one of the looks of a run."""
     import dataclasses
     import math
 
+    from backslide.asking import suite_for
     from backslide.planning import reach, unplanned
     from backslide.record import Record
     from backslide.report.terminal import reach_table
     from backslide.report.text import plain
     from backslide.suite.lm_eval import TaskOptions
-    from backslide.suite.suite import Suite
 
     screen = Screen(as_json=form is Format.json)
-    chosen = Suite.load(suite, TaskOptions(include_path=include_path, num_fewshot=num_fewshot, limit=limit))
+    tasks = TaskOptions(
+        include_path=include_path, num_fewshot=num_fewshot, limit=limit, apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=fewshot_as_multiturn, system_instruction=system_instruction,
+    )  # fmt: skip
+    chosen = suite_for(suite, tasks, model)
     record = Record.load(baseline) if baseline is not None else None
     rows = reach(chosen, record, looks=looks, alpha=alpha, power=power, tolerance=tolerance, flip_rate=flip_rate)
     others = unplanned(chosen)

@@ -67,6 +67,10 @@ MultiturnOption = Annotated[
         rich_help_panel=TASKS,
     ),
 ]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option("--model", help="With --apply-chat-template: the model whose template it is.", rich_help_panel=TASKS),
+]
 SystemOption = Annotated[
     str | None,
     typer.Option("--system-instruction", "--system_instruction", help="In front of everything.", rich_help_panel=TASKS),

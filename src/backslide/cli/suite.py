@@ -14,8 +14,12 @@ from backslide.cli.options import (
     FormatOption,
     IncludePathOption,
     LimitOption,
+    MultiturnOption,
     SuiteArgument,
     SuiteOption,
+    SystemOption,
+    TemplateOption,
+    TokenizerOption,
 )
 from backslide.cli.screen import Screen
 from backslide.errors import ConfigError
@@ -130,15 +134,23 @@ def suite_ls(
     include_path: IncludePathOption = None,
     num_fewshot: FewshotOption = None,
     limit: LimitOption = None,
+    apply_chat_template: TemplateOption = False,
+    fewshot_as_multiturn: MultiturnOption = None,
+    system_instruction: SystemOption = None,
+    model: TokenizerOption = None,
     form: FormatOption = Format.text,
 ) -> None:
     """Count the items of each capability, and of its halves."""
+    from backslide.asking import suite_for
     from backslide.report.suites import counts, counts_table
     from backslide.suite.lm_eval import TaskOptions
-    from backslide.suite.suite import Suite
 
     screen = Screen(as_json=form is Format.json)
-    chosen = Suite.load(suite, TaskOptions(include_path=include_path, num_fewshot=num_fewshot, limit=limit))
+    tasks = TaskOptions(
+        include_path=include_path, num_fewshot=num_fewshot, limit=limit, apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=fewshot_as_multiturn, system_instruction=system_instruction,
+    )  # fmt: skip
+    chosen = suite_for(suite, tasks, model)
     rows = counts(chosen)
     screen.show(counts_table(rows))
     screen.show(f"suite {chosen.name}, hash {chosen.hash[:12]}")
@@ -152,18 +164,26 @@ def suite_show(
     include_path: IncludePathOption = None,
     num_fewshot: FewshotOption = None,
     limit: LimitOption = None,
+    apply_chat_template: TemplateOption = False,
+    fewshot_as_multiturn: MultiturnOption = None,
+    system_instruction: SystemOption = None,
+    model: TokenizerOption = None,
     form: FormatOption = Format.text,
 ) -> None:
     """Show what a suite asks, an item of each capability, and of the bundled one what it can prove."""
     import dataclasses
 
+    from backslide.asking import suite_for
     from backslide.report.suites import counts, counts_table, examples_table, measured_line
     from backslide.suite.lm_eval import TaskOptions
     from backslide.suite.measured import bundled_measurement
-    from backslide.suite.suite import Suite
 
     screen = Screen(as_json=form is Format.json)
-    chosen = Suite.load(suite, TaskOptions(include_path=include_path, num_fewshot=num_fewshot, limit=limit))
+    tasks = TaskOptions(
+        include_path=include_path, num_fewshot=num_fewshot, limit=limit, apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=fewshot_as_multiturn, system_instruction=system_instruction,
+    )  # fmt: skip
+    chosen = suite_for(suite, tasks, model)
     rows, measured = counts(chosen), bundled_measurement(chosen)
     screen.show(counts_table(rows, kinds=measured is None, measured=measured))
     if measured is not None:
@@ -191,6 +211,10 @@ def suite_check(
     include_path: IncludePathOption = None,
     num_fewshot: FewshotOption = None,
     limit: LimitOption = None,
+    apply_chat_template: TemplateOption = False,
+    fewshot_as_multiturn: MultiturnOption = None,
+    system_instruction: SystemOption = None,
+    model: TokenizerOption = None,
     form: FormatOption = Format.text,
 ) -> None:
     """Read a suite, and list its items that are in the training data; with --strict these end it with exit code 1."""
@@ -198,14 +222,18 @@ def suite_check(
         raise ConfigError(
             "--strict is for items that are in the training data, and none is given; name it with --train"
         )
+    from backslide.asking import suite_for
     from backslide.data import passages
     from backslide.report.suites import leaks_table
     from backslide.suite.leakage import counted, find_leaks
     from backslide.suite.lm_eval import TaskOptions
-    from backslide.suite.suite import Suite
 
     screen = Screen(as_json=form is Format.json)
-    chosen = Suite.load(suite, TaskOptions(include_path=include_path, num_fewshot=num_fewshot, limit=limit))
+    tasks = TaskOptions(
+        include_path=include_path, num_fewshot=num_fewshot, limit=limit, apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=fewshot_as_multiturn, system_instruction=system_instruction,
+    )  # fmt: skip
+    chosen = suite_for(suite, tasks, model)
     with screen.working():
         leaks = find_leaks(chosen, passages(train, screen.progress)) if train is not None else ()
     if leaks:

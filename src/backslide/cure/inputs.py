@@ -6,18 +6,23 @@ A run of `backslide tune` leaves its model in `RUN/model`; where that is what is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from backslide.asking import suite_for
 from backslide.data import TrainingData
 from backslide.errors import DataError, MismatchError, RecordError, SuiteError
+from backslide.leaks import left_out_of
 from backslide.record import Record
-from backslide.rundir import RunFolder
-from backslide.suite.suite import REPERTOIRE, Suite
+from backslide.rundir import RunFolder, run_of
+from backslide.suite.lm_eval import TaskOptions
+from backslide.suite.suite import LM_EVAL, REPERTOIRE, Suite
 from backslide.verdict import Level, Tolerance
 
+NAME_IT = "name it with --suite, and tasks of lm-eval with the options that they were asked with, such as --num-fewshot"
 MAX_LENGTH = 1024
 """Tokens of a held-out example where no run says otherwise, as in `[train]`."""
 
@@ -56,6 +61,7 @@ def gather(
     tuned: str,
     *,
     suite: Suite | str | None,
+    tasks: TaskOptions | None,
     baseline: Record | str | Path | None,
     held_out: str | Path | None,
     dtype: str | None,
@@ -69,7 +75,7 @@ def gather(
 
     Raises `InputError` where something is missing, malformed, or does not fit together.
     """
-    run = _run_of(tuned)
+    run = run_of(tuned)
     config = run.config if run is not None else {}
     tune = config.get("config") if isinstance(config.get("config"), dict) else {}
     assert isinstance(tune, dict)
@@ -89,9 +95,8 @@ def gather(
     if not isinstance(length, int) or length < 2:
         raise DataError(f"max_length is {length!r}, a whole number from 2 is needed")
     conditions: dict[str, Any] = record.header.conditions if record is not None else {}
-    left_out = config.get("left_out")
     return Inputs(
-        suite=_suite(suite, config, _of(tune, "guard", "suite"), record),
+        suite=_suite(suite, tasks, tuned, config, _of(tune, "guard", "suite"), record, say),
         baseline=record,
         held_out=data,
         max_length=length,
@@ -101,15 +106,9 @@ def gather(
             drift=_first(drift, config.get("tolerance_drift"), 0.1),
         ),
         level=Level(fail=_first(alpha, config.get("alpha"), 0.05), passing=_first(alpha, config.get("alpha"), 0.05)),
-        left_out=frozenset(left_out if isinstance(left_out, list) else ()),
+        left_out=left_out_of(config),
         run=run,
     )
-
-
-def _run_of(tuned: str) -> RunFolder | None:
-    path = Path(tuned).expanduser()
-    run = RunFolder(path.resolve().parent)
-    return run if path.is_dir() and path.resolve().name == "model" and run.exists() else None
 
 
 def _of(config: dict[str, Any], section: str, key: str) -> Any:
@@ -131,36 +130,67 @@ def _held_out(named: object, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def _suite(suite: Suite | str | None, config: dict[str, Any], of_run: object, baseline: Record | None) -> Suite:
-    if isinstance(suite, Suite):
-        chosen = suite
-    elif suite is not None:
-        chosen = Suite.load(suite)
+def _suite(
+    suite: Suite | str | None,
+    tasks: TaskOptions | None,
+    tuned: str,
+    config: dict[str, Any],
+    of_run: object,
+    baseline: Record | None,
+    say: Callable[[str], None],
+) -> Suite:
+    if suite is not None:
+        chosen = suite_for(suite, tasks, tuned, say)
     else:
-        chosen = _suite_of(config, of_run, baseline)
+        chosen = _suite_of(tasks, tuned, config, of_run, baseline, say)
     if baseline is not None and chosen.hash != baseline.header.suite_hash:
         header = baseline.header
         raise MismatchError(
             f"the baseline was measured on the suite {header.suite} ({header.suite_hash[:12]}), not on {chosen.name} "
-            f"({chosen.hash[:12]}); name the baseline's suite with --suite"
+            f"({chosen.hash[:12]}); {NAME_IT}"
         )
     return chosen
 
 
-def _suite_of(config: dict[str, Any], of_run: object, baseline: Record | None) -> Suite:
+def _suite_of(
+    tasks: TaskOptions | None,
+    tuned: str,
+    config: dict[str, Any],
+    of_run: object,
+    baseline: Record | None,
+    say: Callable[[str], None],
+) -> Suite:
     """The suite that the run, or the baseline, was measured on."""
     wanted = config.get("suite_hash") or (baseline.header.suite_hash if baseline is not None else None)
+    if wanted is None:
+        return suite_for(REPERTOIRE, tasks, tuned, say)
     names = [config.get("suite"), of_run, baseline.header.suite if baseline is not None else None]
-    for name in dict.fromkeys(name for name in names if isinstance(name, str)):
+    why = ""
+    for name in dict.fromkeys(_source(name) for name in names if isinstance(name, str)):
         try:
-            suite = Suite.load(name)
-        except SuiteError:
+            asked = _merged(tasks, config.get("tasks")) if name.startswith(LM_EVAL) else tasks
+            suite = suite_for(name, asked, tuned, say)
+        except SuiteError as bad:
+            why = why or f" ({bad})"
             continue
         if suite.hash == wanted:
             return suite
-    if wanted is None:
-        return Suite.load(REPERTOIRE)
-    raise SuiteError(f"the suite of the baseline ({wanted[:12]}) is not found under its name; name it with --suite")
+    raise SuiteError(f"the suite of the baseline ({wanted[:12]}) is not found under its name{why}; {NAME_IT}")
+
+
+def _source(name: str) -> str:
+    """What a suite was read from: behind the names of tasks stands how they are asked."""
+    return re.split(r" \w+=", name)[0] if name.startswith(LM_EVAL) else name
+
+
+def _merged(tasks: TaskOptions | None, of_run: object) -> TaskOptions:
+    """How tasks are asked: as the user says, else as the run did. Raises `SuiteError` where that does not fit."""
+    before = of_run if isinstance(of_run, dict) else {}
+    told = {} if tasks is None else {key: value for key, value in tasks.to_dict().items() if value is not None}
+    if not told.get("apply_chat_template"):
+        # Not given: it can only be asked for.
+        told.pop("apply_chat_template", None)
+    return TaskOptions(**{key.name: {**before, **told}.get(key.name, key.default) for key in fields(TaskOptions)})
 
 
 def readable(path: Path) -> Record | None:

@@ -41,6 +41,7 @@ from backslide.report.pages import write_pages
 from backslide.scoring.engine import Scorer, Settings, versions
 from backslide.scoring.work import Progress
 from backslide.suite.item import OpenItem
+from backslide.suite.lm_eval import TaskOptions, options_of
 from backslide.suite.suite import Suite
 from backslide.verdict import Verdict, Zone, broken
 
@@ -74,6 +75,7 @@ def repair(
     *,
     held_out: str | Path | None = None,
     suite: Suite | str | None = None,
+    tasks: TaskOptions | None = None,
     baseline: Record | str | Path | None = None,
     dtype: str | None = None,
     max_length: int | None = None,
@@ -96,6 +98,7 @@ def repair(
         held_out: data of the task that was trained for, in a format of `backslide.data`; None: that of the run, else
             the target's loss is not known.
         suite: what is asked; None: that of the run or the baseline, else the repertoire.
+        tasks: how lm-eval's tasks are asked; where no suite is named, what is not given is taken from the run.
         baseline: the record of the base on both halves; None: that of the run, else the base is measured first.
         dtype: in which models are measured, see `load_model`; None: that of the baseline. What is written has the
             dtype of `tuned`.
@@ -114,7 +117,7 @@ def repair(
     """
     say = say or logging.getLogger("backslide").info
     inputs = gather(
-        tuned, suite=suite, baseline=baseline, held_out=held_out, dtype=dtype, max_length=max_length,
+        tuned, suite=suite, tasks=tasks, baseline=baseline, held_out=held_out, dtype=dtype, max_length=max_length,
         tolerance=tolerance, drift=drift, alpha=alpha, say=say,
     )  # fmt: skip
     line = open_line(base, tuned, say)
@@ -226,6 +229,7 @@ class _Repair:
             "tuned": self.line.tuned,
             "suite": inputs.suite.name,
             "suite_hash": inputs.suite.hash,
+            "tasks": options_of(inputs.suite),
             "alpha": inputs.level.fail,
             "tolerance": inputs.tolerance.accuracy,
             "tolerance_drift": inputs.tolerance.drift,

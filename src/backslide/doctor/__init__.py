@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from backslide.asking import suite_for
 from backslide.config import TuneConfig
 from backslide.doctor.data import look_at_data, look_for_leaks
 from backslide.doctor.findings import Examination, Finding, Notebook
@@ -16,7 +17,6 @@ from backslide.doctor.model import look_at_model
 from backslide.doctor.room import look_at_room
 from backslide.doctor.setting import look_at_setting, steps_of
 from backslide.errors import InputError
-from backslide.suite.suite import Suite
 
 __all__ = ["Examination", "Finding", "examine"]
 
@@ -34,7 +34,7 @@ def examine(config: TuneConfig, *, progress: Callable[[str, int, int], None] | N
     steps = steps_of(config, seen.train, base.mute if base is not None else 0.0)
     look_at_setting(config, seen.train, base.parameters if base is not None else None, steps, notes)
     try:
-        suite = Suite.load(config.guard.suite)
+        suite = suite_for(config.guard.suite, config.guard.tasks, config.model.base)
     except InputError as bad:
         notes.error("guard.suite", bad)
     else:

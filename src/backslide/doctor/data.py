@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from backslide.config import SELF, TuneConfig
 from backslide.cure.prompts import prompts_of
-from backslide.data import TrainingData, passages, text_of
+from backslide.data import TrainingData, text_of
 from backslide.doctor.findings import Notebook
 from backslide.errors import InputError
-from backslide.suite.leakage import find_leaks
+from backslide.leaks import look
 from backslide.suite.suite import Suite
 
 REPEATS = 0.05
@@ -121,7 +122,7 @@ def look_for_leaks(
 ) -> tuple[str, ...]:
     """The ids of the suite's items that the training data holds, which no verdict would count."""
     try:
-        leaks = find_leaks(suite, passages(config.data.train, progress), places=1)
+        leaks = look(suite, config.data.train, progress)
     except InputError:
         return ()  # said already, of the same file
     items = tuple(dict.fromkeys(leak.item for leak in leaks))
@@ -132,7 +133,9 @@ def look_for_leaks(
     says = (
         f"{len(items)} items of the suite {suite.name} are in the training data ({where}); the first: {leaks[0].place}"
     )
-    mend = f"see them with `backslide suite check {config.guard.suite} --train {config.data.train}`"
+    tasks = config.guard.tasks
+    asked = [config.guard.suite, *tasks.words, *(["--model", config.model.base] if tasks.apply_chat_template else [])]
+    mend = f"see them with `backslide suite check {shlex.join([*asked, '--train', config.data.train])}`"
     if config.guard.strict:
         notes.error("guard.strict", says, mend)
     else:

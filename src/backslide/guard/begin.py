@@ -21,6 +21,7 @@ from backslide.rundir import PAGES, RunFolder
 from backslide.scoring.engine import Scorer, versions
 from backslide.scoring.ranks import Ranks
 from backslide.suite.item import OpenItem
+from backslide.suite.lm_eval import options_of
 from backslide.verdict import Verdict
 
 
@@ -239,6 +240,7 @@ def _config(found: Begun, options: Options, training: Training) -> dict[str, Any
         "model": found.name,
         "suite": suite.name,
         "suite_hash": suite.hash,
+        "tasks": options_of(suite),
         "alpha": options.alpha,
         "tolerance": options.tolerance,
         "test": options.test,

@@ -87,6 +87,24 @@ class TaskOptions:
         ]
 
     @property
+    def words(self) -> list[str]:
+        """The same on the command line."""
+        found = []
+        for name, value in self.to_dict().items():
+            flag = name.replace("_", "-")
+            if value is False and name == "fewshot_as_multiturn":
+                found.append(f"--no-{flag}")
+            elif value is not None and value is not False:
+                said = f"{value:.15g}" if isinstance(value, float) else str(value)
+                found += [f"--{flag}", *([] if value is True else [said])]
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON can hold them."""
+        row = dataclasses.asdict(self)
+        return {**row, "include_path": None if self.include_path is None else str(self.include_path)}
+
+    @property
     def multiturn(self) -> bool:
         """Whether examples are turns of the chat."""
         return self.apply_chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
@@ -101,6 +119,11 @@ class TaskSuite(Suite):
     """For each item lm-eval's `doc_hash`, `prompt_hash` and `target_hash`."""
     loaded: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """What lm-eval's `TaskManager.load` gave: `tasks` and `groups`."""
+
+
+def options_of(suite: Suite) -> dict[str, Any] | None:
+    """How the tasks of a suite are asked, as JSON can hold it; None where it is none of tasks."""
+    return suite.options.to_dict() if isinstance(suite, TaskSuite) else None
 
 
 def load_lm_eval(names: str, options: TaskOptions | None = None, *, tokenizer: Any = None) -> TaskSuite:
