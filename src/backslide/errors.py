@@ -69,6 +69,11 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SHORT.maxlevel = 3
 
 
+def number_of(count: int, noun: str) -> str:
+    """A number of things in words: "1 item", "3 items"."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def shown(value: object) -> str:
     """A value as a message shows it: on one line, whatever it holds, and no longer than the eye can take."""
     text = _SHORT.repr(value)
