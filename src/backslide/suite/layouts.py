@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from backslide.errors import SuiteError
+from backslide.errors import SuiteError, number_of
 from backslide.suite.matching import fold
 from backslide.suite.sources import Row
 
@@ -162,8 +162,9 @@ def right_choices(rows: Sequence[Offered], name: str) -> list[int]:
         row = rows[found[best].index(None)]
         last = len(row.texts) - 1
         raise SuiteError(
-            f"{row.row.place}: {name} is {_shown(row.said)}, but the row has {last + 1} choices; give an index from 0 "
-            f"to {last}, a letter from A to {_letter(last)}, or the text of one of them, and the same in all rows"
+            f"{row.row.place}: {name} is {_shown(row.said)}, but the row has {number_of(last + 1, 'choice')}; give an "
+            f"index from 0 to {last}, a letter from A to {_letter(last)}, or the text of one of them, and the same in "
+            "all rows"
         )
     chosen = found[fitting[0]]
     for place, row in enumerate(rows):
