@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backslide.errors import DataError
+from backslide.errors import DataError, listed
 from backslide.files import line_count, read_lines, text_lines
 from backslide.suite.leakage import OVERLAP, Passage
 
@@ -191,7 +191,7 @@ def _format(row: Mapping[str, Any]) -> str:
     for name, keys in FORMATS.items():
         if all(key in row for key in keys):
             return name
-    found = ", ".join(sorted(str(key)[:40] for key in row)) or "none"
+    found = listed(sorted(map(str, row))) or "none"
     raise DataError(f"has the keys {found}; a training line needs text, or prompt and completion, or messages")
 
 

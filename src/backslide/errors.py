@@ -18,6 +18,7 @@ Each message is one line that names the thing, the value received and the mend.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable
 
 
 class BackslideError(Exception):
@@ -62,6 +63,13 @@ class BusyError(ConfigError):
 
 class RunError(BackslideError):
     """The run itself broke."""
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names out of a file, with commas between them: on one line, and no more than the eye can take."""
+    texts = [str(name) for name in names]
+    some = [text if text.isprintable() and 0 < len(text) <= 40 else shown(text) for text in texts[:20]]
+    return ", ".join(some) + (f" and {len(texts) - 20} more" if len(texts) > 20 else "")
 
 
 _SHORT = reprlib.Repr()

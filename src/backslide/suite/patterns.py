@@ -113,7 +113,7 @@ class _Searcher:
 
     def _start(self) -> subprocess.Popen[bytes] | None:
         """None where no process can be started: then nothing ends a search."""
-        if not sys.executable:
+        if not sys.executable or getattr(sys, "frozen", False):  # an executable that is no Python
             return None
         try:
             self._process = subprocess.Popen(

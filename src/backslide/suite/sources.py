@@ -149,7 +149,7 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
                 raise _empty(path)
             raise SuiteError(f"{above}: the header is {shown(header)}, with no row below it; add a line a row")
     except csv.Error as bad:
-        why = f"not CSV: {bad}"
+        why = f"not CSV: {bad}".replace("'\t'", "a tab")
         if "field limit" in str(bad):
             why = f"a cell is longer than {LONGEST_LINE >> 20} MiB; close the double quotes that it begins with"
         else:
