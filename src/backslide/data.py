@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backslide.errors import DataError
-from backslide.files import read_lines, text_lines
+from backslide.errors import DataError, listed
+from backslide.files import line_count, read_lines, text_lines
 from backslide.suite.leakage import OVERLAP, Passage
 
 FORMATS = {"messages": ("messages",), "prompt/completion": ("prompt", "completion"), "text": ("text",)}
@@ -106,20 +106,18 @@ def passages(path: str | Path, progress: Callable[[str, int, int], None] | None 
         DataError: as `TrainingData.load` does.
     """
     path = Path(path)
-    total = 0
-    if progress is not None and path.is_file():
-        with open(path, "rb") as file:
-            total = sum(1 for _ in file)
-    some, line = False, 0
+    total, some, line = 0, False, 0
     for line, passage in _plain(path) if path.suffix.lower() in PLAIN else _examples(path):
         if passage.text.strip():
             some = True
             yield passage
         if progress is not None and line % 1000 == 0:
+            total = total or line_count(path)
             progress("looking for leaks", line, max(total, line))
     if not some:
         raise _no_text(path, line)
     if progress is not None:
+        total = total or line
         progress("looking for leaks", total, total)
 
 
@@ -193,7 +191,7 @@ def _format(row: Mapping[str, Any]) -> str:
     for name, keys in FORMATS.items():
         if all(key in row for key in keys):
             return name
-    found = ", ".join(sorted(str(key)[:40] for key in row)) or "none"
+    found = listed(sorted(map(str, row))) or "none"
     raise DataError(f"has the keys {found}; a training line needs text, or prompt and completion, or messages")
 
 

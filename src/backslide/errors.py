@@ -18,6 +18,7 @@ Each message is one line that names the thing, the value received and the mend.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable
 
 
 class BackslideError(Exception):
@@ -64,9 +65,21 @@ class RunError(BackslideError):
     """The run itself broke."""
 
 
+def listed(names: Iterable[object]) -> str:
+    """Names out of a file, with commas between them: on one line, and no more than the eye can take."""
+    texts = [str(name) for name in names]
+    some = [text if text.isprintable() and 0 < len(text) <= 40 else shown(text) for text in texts[:20]]
+    return ", ".join(some) + (f" and {len(texts) - 20} more" if len(texts) > 20 else "")
+
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SHORT.maxlevel = 3
+
+
+def number_of(count: int, noun: str) -> str:
+    """A number of things in words: "1 item", "3 items"."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def shown(value: object) -> str:

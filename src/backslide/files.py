@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from backslide.errors import InputError, shown
+from backslide.errors import InputError, number_of, shown
 
 LONGEST_LINE = 1 << 24
 """Bytes of a line of a JSON Lines file: a line takes several times its size in memory, and no entry is so long."""
@@ -104,19 +105,20 @@ def read_text(path: Path, error: type[InputError] = InputError) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as bad:
-        raise error(f"{path}: byte {bad.start} is not UTF-8; save the file as UTF-8") from None
+        raise error(f"{path}: {_no_utf8(bad)}") from None
     except (OSError, ValueError) as bad:
         raise error(f"{path}: {_why(bad)}") from None
 
 
 def read_json(path: Path, error: type[InputError] = InputError) -> Any:
     """The JSON value in `path`, or `error` with the line at which it breaks."""
+    text = read_text(path, error)
     try:
-        return json.loads(read_text(path, error))
+        return json.loads(text)
     except json.JSONDecodeError as bad:
-        raise error(f"{path}:{bad.lineno}: not JSON: {bad.msg}") from None
+        raise error(f"{path}:{bad.lineno}: {_no_json(bad)}; correct the file") from None
     except (ValueError, RecursionError) as bad:
-        raise error(f"{path}: JSON that cannot be read: {bad}") from None
+        raise error(f"{path}: {_no_value(bad, text)}") from None
 
 
 def read_lines(path: Path, error: type[InputError] = InputError) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -129,13 +131,11 @@ def read_lines(path: Path, error: type[InputError] = InputError) -> Iterator[tup
         except _Twice as bad:
             raise error(f"{path}:{number}: the key {shown(bad.key)} is there twice; leave one out") from None
         except json.JSONDecodeError as bad:
-            raise error(f"{path}:{number}: not JSON: {bad.msg} at column {bad.colno}") from None
-        except RecursionError:
-            raise error(f"{path}:{number}: JSON nested too deeply") from None
-        except ValueError as bad:  # a whole number of thousands of digits
-            raise error(f"{path}:{number}: JSON that cannot be read: {bad}") from None
+            raise error(f"{path}:{number}: {_no_json(bad)}; write one whole JSON object a line") from None
+        except (ValueError, RecursionError) as bad:
+            raise error(f"{path}:{number}: {_no_value(bad, line)}") from None
         if not isinstance(row, dict):
-            raise error(f"{path}:{number}: is {type(row).__name__}, a JSON object in braces is needed")
+            raise error(f"{path}:{number}: is {shown(row)}, a JSON object in braces is needed")
         yield number, row
 
 
@@ -151,11 +151,24 @@ def text_lines(path: Path, error: type[InputError] = InputError) -> Iterator[tup
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as bad:
-                    where = f"byte {bad.start} is not UTF-8"
-                    raise error(f"{path}:{number}: {where}; save the file as UTF-8") from None
+                    raise error(f"{path}:{number}: {_no_utf8(bad)}") from None
                 yield number, text.rstrip("\r\n")
     except (OSError, ValueError) as bad:
         raise error(f"{path}: {_why(bad)}") from None
+
+
+def line_count(path: Path) -> int:
+    """How many lines a file has, whatever their length; 0 where it cannot be read, which its reader then says."""
+    count, last = 0, b"\n"
+    try:
+        with open(path, "rb") as file:
+            # Not line by line: one line may be the whole file.
+            for block in iter(lambda: file.read(1 << 20), b""):
+                count += block.count(b"\n")
+                last = block[-1:]
+    except (OSError, ValueError):
+        return 0
+    return count + (last != b"\n")
 
 
 class _Twice(Exception):
@@ -172,6 +185,27 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise _Twice(next(key for place, key in enumerate(keys) if key in keys[:place]))
     return row
+
+
+def _no_utf8(bad: UnicodeDecodeError) -> str:
+    return f"byte {bad.start} is 0x{bad.object[bad.start]:02x}, which is not UTF-8; save the file as UTF-8"
+
+
+def _no_json(bad: json.JSONDecodeError) -> str:
+    line = bad.doc.split("\n")[bad.lineno - 1]
+    near = line[max(bad.colno - 21, 0) : bad.colno + 19]
+    return f"not JSON: {bad.msg} at column {bad.colno}, near {shown(near)}"
+
+
+def _no_value(bad: ValueError | RecursionError, text: str) -> str:
+    """What is JSON by its form and cannot be read: nested thousandfold, or a number of thousands of digits."""
+    if isinstance(bad, RecursionError):
+        return f"JSON nested too deeply, it begins {shown(text[:40])}; put less into one another"
+    digits = max(re.findall(r"\d+", text), key=len, default="")
+    return (
+        f"has a number of {number_of(len(digits), 'digit')}, {shown(digits)}; write a shorter one, or a text in double "
+        "quotes"
+    )
 
 
 def _why(bad: OSError | ValueError) -> str:

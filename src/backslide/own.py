@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
-from backslide.errors import ConfigError, SuiteError
+from backslide.errors import ConfigError, SuiteError, number_of
 from backslide.models import load_model
 from backslide.scoring.engine import Scorer, Settings
 from backslide.scoring.work import Progress
-from backslide.suite.item import Item, OpenItem
+from backslide.suite.item import Item, OpenItem, check_name
 from backslide.suite.make import Made, from_prompts, from_qa, from_texts
 from backslide.suite.sources import Row, read_prompts, read_rows, read_texts
 from backslide.suite.suite import Suite
@@ -108,22 +108,29 @@ def make_suite(
         if model is None and value is not None:
             raise ConfigError(f"{option} is {value}, and it is for --model, which is not given; leave it out")
     name = capability or source.name
+    try:
+        check_name("capability", name)
+    except SuiteError as bad:
+        raise ConfigError(f"{bad} (it is given with --capability, and is else the name of the source)") from None
     rows = source.rows()
     if source.kind == "text":
         made = from_texts(rows, name, text=source.text)
     elif source.kind == "open":
         made = from_prompts(rows, name, prompt=source.question)
     else:
-        made = from_qa(rows, name, kind=source.kind, question=source.question, answer=source.answer)
+        # Others' data sets are what they are.
+        strict = source.file is not None
+        made = from_qa(rows, name, kind=source.kind, question=source.question, answer=source.answer, strict=strict)
     made = made.limited(limit)
     if model is not None:
         made = with_references(
             made, model, dtype=dtype or "auto", tokens=tokens or REPLY_TOKENS, say=say, progress=progress
         )
-    if say is not None:
+    # Where no item came of it, the error says the notes.
+    if say is not None and made.items:
         for note in made.notes:
             say(note)
-    return made.suite(name)
+    return made.suite(name, str(source.file or source.dataset))
 
 
 def with_references(
@@ -157,7 +164,9 @@ def with_references(
             silent.append(item.prompt)
     notes = (*made.notes, *scorer.notes)
     if silent:
-        notes += (f"left out, {model} replies nothing: {len(silent)} prompts, the first is {silent[0][:60]!r}",)
+        notes += (
+            f"left out, {model} replies nothing: {number_of(len(silent), 'prompt')}, the first is {silent[0][:60]!r}",
+        )
     return Made(tuple(items), notes)
 
 

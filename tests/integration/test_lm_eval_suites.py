@@ -20,8 +20,10 @@ from backslide.gate import check_model, take_baseline
 from backslide.lm_eval_results import read_samples, replay
 from backslide.record import Record
 from backslide.scoring.engine import Scorer
-from backslide.suite.item import ContinuationItem
+from backslide.suite.item import ContinuationItem, GenerationItem
 from backslide.suite.lm_eval import TaskOptions, TaskSuite, load_lm_eval
+from backslide.suite.lm_eval_match import right_reply
+from backslide.suite.patterns import Unended
 from backslide.suite.suite import Suite
 from backslide.testing import tiny_model, tiny_tokenizer
 from local_tasks import CHOICE, MORE, TASKS, local_task
@@ -215,7 +217,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         },
         "the filter 'majority_vote'",
     ),
-    ({**CHOICE, "doc_to_text": "{{ nothing.at.all }}"}, "cannot be"),
+    (
+        {**CHOICE, "doc_to_text": "{{ nothing.at.all }}"},
+        r"document 0: its doc_to_text is .* \(UndefinedError: 'nothing' is undefined\); correct it, the columns are text",
+    ),
     ({**CHOICE, "dataset_kwargs": {"data_files": {"test": "/no/such/file.jsonl"}}}, "its data cannot be had"),
     (FAR, r"its data cannot be had \(.*nobody/nothing-here.*\); go online once, or give a task file"),
 ]
@@ -255,6 +260,86 @@ def test_unknown_tasks_and_options(tmp_path: Path) -> None:
     ):
         with pytest.raises(SuiteError, match=says):
             TaskOptions(**option)
+
+
+# What is wrong with a task's files is said with file, line or document, value and mend.
+
+Q = {**CHOICE, "doc_to_text": "{{q}}", "doc_to_choice": "c", "doc_to_target": "g"}
+GOOD_DOC = '{"q": "1+1=", "c": ["2", "3"], "g": 0}'
+OUT_OF_RANGE = "document 0: gold is 7, but it has 2 choices (0-1); correct the data or doc_to_target"
+FAULTS: list[tuple[dict[str, Any], str, str]] = [
+    ({}, "", "its data file {data} is empty; write a line a document"),
+    ({}, GOOD_DOC.replace("0}", "7}"), OUT_OF_RANGE),
+    ({}, GOOD_DOC.replace("3", ""), "document 0: its choices have '' at 1 (from 0), which is empty; correct the data"),
+    ({}, f"{GOOD_DOC}\n{{oops", "its data cannot be read: {data}:2: not JSON: Expecting property name"),
+    (
+        {"metric_list": [{"metric": "ac"}]},
+        GOOD_DOC,
+        "its metric_list has 'ac', which is no metric of lm-eval; name one, did you mean 'acc'?",
+    ),
+    ({"doc_to_choice": "zz"}, GOOD_DOC, "document 0: its doc_to_choice is 'zz', which gives nothing (ValueError: "),
+    ({"test_split": "tset"}, GOOD_DOC, "its test_split is 'tset', and the data has test; choose one of these"),
+]
+
+
+@pytest.mark.parametrize(("config", "docs", "says"), FAULTS)
+def test_a_fault_of_a_task_is_named(
+    config: dict[str, Any], docs: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    data = tmp_path / "docs.jsonl"
+    files = {"data_files": {"test": str(data)}, "cache_dir": str(tmp_path / "cache")}
+    local_task(tmp_path, {**Q, "dataset_kwargs": files, "fewshot_split": None, **config})
+    data.write_text(docs)
+    with pytest.raises(SuiteError) as raised:
+        load_lm_eval("local", TaskOptions(include_path=tmp_path))
+    begin = f"lm-eval task 'local' ({tmp_path / 'local.yaml'}): {says.replace('{data}', str(data))}"
+    assert str(raised.value).startswith(begin) and "\n" not in str(raised.value)
+
+
+def test_a_document_that_cannot_be_asked_is_numbered(tmp_path: Path) -> None:
+    data = tmp_path / "docs.jsonl"
+    files = {"data_files": {"test": str(data)}, "cache_dir": str(tmp_path / "cache")}
+    local_task(
+        tmp_path, {**Q, "dataset_kwargs": files, "fewshot_split": None, "doc_to_text": "{{q[0]}} {{c[g] | length}}"}
+    )
+    data.write_text(f"{GOOD_DOC}\n" * 3 + GOOD_DOC.replace("0}", "7}"))
+    with pytest.raises(
+        SuiteError, match=r"lm-eval task 'local', document 3: its requests cannot be written \(Undefined"
+    ):
+        load_lm_eval("local", TaskOptions(include_path=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            b"task: local\n  a: [b\n",
+            ":2: not YAML: mapping values are not allowed in this context at column 4, '  a: [b'",
+        ),
+        (b"task: local\n# \xff\n", ":2: byte 14 of the file is 0xff, which is not UTF-8"),
+        (b"- task: local\n", ": ValueError: Expected YAML dict from"),
+        (b"task: local\ninclude: none.yaml\n", ": {folder}/none.yaml: No such file or directory"),
+    ],
+)
+def test_a_task_file_that_cannot_be_read_is_named(content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    (tmp_path / "other.yaml").write_text("task: [\n")
+    with pytest.raises(SuiteError) as raised:
+        load_lm_eval("local", TaskOptions(include_path=tmp_path))
+    begin = f"lm-eval knows no task 'local', and a task file cannot be read: {tmp_path / 'mine.yaml'}{says}"
+    assert str(raised.value).startswith(begin.replace("{folder}", str(tmp_path))), str(raised.value)
+    assert str(raised.value).endswith("; correct that file") and "\n" not in str(raised.value)
+
+
+def test_a_filter_that_no_reply_ends_is_ended() -> None:
+    filters = json.dumps([["regex", {"regex_pattern": "(a+)+$"}], ["take_first", None]])
+    item = GenerationItem(id="t/0", capability="t", prompt="p", answers=("a",), filters=filters)
+    with pytest.raises(Unended):
+        right_reply("a" * 40 + "!", item)
+    assert right_reply("a", item)
 
 
 def test_without_lm_eval_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,6 +212,38 @@ def test_what_does_not_fit_together_is_one_line(tmp_path: Path, tiny_folder: Pat
     assert not (tmp_path / "s.jsonl").exists()
 
 
+def test_a_row_that_can_be_no_item_is_one_line_with_the_file(tmp_path: Path, call: Any) -> None:
+    asked, out = tmp_path / "q.jsonl", tmp_path / "o.jsonl"
+    new = ("suite", "new", "--qa", asked, "--out", out)
+    asked.write_text('{"question": "a", "choices": ["x", ""], "answer": 0}\n')
+    says = f"error: {asked}:1: choices has '' at 1 (from 0), which is empty; correct the row, or leave it out"
+    assert call(*new) == (2, "", says)
+    asked.write_text('{"question": "a", "answer": ""}\n')
+    code, _, err = call(*new)
+    assert code == 2 and err.startswith(
+        f"error: {asked}: no item came of it: left out, the answer is empty: 1 row, the"
+    )
+    assert err.count("left out") == 1 and err.endswith(f"{asked}:1; correct these rows, or add others")
+    asked.write_text('{"question": "a", "answer": "b"}\n')
+    code, _, err = call(*new, "--capability", "../x")
+    assert code == 2 and err.startswith("error: capability is '../x', which could lead out of a folder; leave out")
+    assert not out.exists()
+    code, said, _ = call(*new)
+    assert code == 0 and said.startswith("1 item of kind answer")
+
+
+def test_rows_of_a_data_set_that_nobody_can_mend_are_left_out(tmp_path: Path, call: Any) -> None:
+    rows = [
+        {"question": "a?", "choices": ["x", "x"], "answer": 0},
+        {"question": "b?", "choices": ["x", "y"], "answer": 1},
+    ]
+    Dataset.from_list(rows).save_to_disk(str(tmp_path / "data"))
+    code, said, err = call("suite", "new", "--dataset", tmp_path / "data", "--out", tmp_path / "o.jsonl")
+    assert code == 0 and said.startswith("1 item of kind choice")
+    assert "left out, its choices are too few, empty or equal: 1 row, the first is" in err
+    assert "whose choices has 'x' at 0 and 'x' at 1 (from 0), which look equal" in err
+
+
 def test_a_suite_that_is_there_is_replaced_by_force_alone(tmp_path: Path, call: Any) -> None:
     texts, out = tmp_path / "t.txt", tmp_path / "s.jsonl"
     texts.write_text("One.\n\nTwo.\n", encoding="utf-8")

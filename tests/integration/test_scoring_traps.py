@@ -50,6 +50,22 @@ def lora(**more: Any) -> Any:
     return model
 
 
+def test_a_pattern_that_no_reply_ends_is_wrong_and_said(tokenizer: Any) -> None:
+    def item(id: str, pattern: str) -> AnswerItem:
+        return AnswerItem(id=id, capability="c", prompt="Go on.", answers=(pattern,), match="regex")
+
+    model = tiny_model()
+    scorer = Scorer(
+        Suite("s", (item("a", r"(?s)(.+)+(?!)"), item("b", r"(?s)."))), model, tokenizer, Settings(max_new_tokens=60)
+    )
+    record = scorer.measure(model)
+    reply = record.by_id["b"].reply or ""
+    assert len(reply) > 25 and record.by_id["b"].correct
+    assert record.by_id["a"].correct is False and record.by_id["a"].reply == reply
+    (note,) = (note for note in record.header.notes if "pattern" in note)
+    assert "1 item, the first is a with '(?s)(.+)+(?!)'" in note
+
+
 # Models
 
 

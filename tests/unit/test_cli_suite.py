@@ -92,6 +92,17 @@ def test_check_alone_reads_the_suite(suite: Path, capsys: pytest.CaptureFixture[
     assert (code, out) == (2, "") and err.startswith("error: the suite's name is empty; give a .jsonl file")
 
 
+def test_one_item_is_no_items(capsys: pytest.CaptureFixture[str]) -> None:
+    Suite("one", ITEMS[:1]).save("one.jsonl")
+    for words, says in (
+        (("check", "one.jsonl"), "one: 1 item, no error"),
+        (("check", "one.jsonl", "--train", train(*CLEAN)), "the only item of one was not found in train.jsonl"),
+        (("show", "one.jsonl"), "suite one, 1 item, hash"),
+    ):
+        code, out, _ = call(capsys, *words)
+        assert code == 0 and says in out
+
+
 def test_many_leaks_are_cut_in_the_table_and_whole_in_json(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -133,7 +144,10 @@ def test_bad_training_data_is_one_line_and_code_2(
             b'{"id": "../../x", "kind": "text", "capability": "c", "text": "t"}\n',
             "s.jsonl:1: id is '../../x', which could",
         ),
-        (b'{"id": "a", "kind": "text", "capability": "c", "text": "\xff"}\n', "s.jsonl:1: byte 56 is not UTF-8"),
+        (
+            b'{"id": "a", "kind": "text", "capability": "c", "text": "\xff"}\n',
+            "s.jsonl:1: byte 56 is 0xff, which is not UTF-8",
+        ),
         (b"", "s.jsonl: the suite is empty"),
         (None, "no such suite; give a .jsonl file"),
     ],

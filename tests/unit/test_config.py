@@ -97,7 +97,7 @@ def test_a_missing_file_and_one_that_is_not_utf8(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
         TuneConfig.load(tmp_path / "none.toml")
     (tmp_path / "c.toml").write_bytes(b'[model]\nbase = "\xff"\n')
-    with pytest.raises(ConfigError, match=r"c\.toml: byte 16 is not UTF-8"):
+    with pytest.raises(ConfigError, match=r"c\.toml: byte 16 is 0xff, which is not UTF-8"):
         TuneConfig.load(tmp_path / "c.toml")
     assert issubclass(ConfigError, InputError) and ConfigError.exit_code == 2
 

@@ -64,7 +64,7 @@ def test_empty_examples_are_counted_and_left_out(tmp_path: Path) -> None:
         ([{"text": 3}], "text is int, text is needed"),
         ([{"text": None}], "text is NoneType, text is needed"),
         ([{"text": "\ud83d"}], "holds half a surrogate pair, which is not text; leave the line out or mend it"),
-        (["text"], "is str, a JSON object in braces is needed"),
+        (["text"], "is 'text', a JSON object in braces is needed"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, rows: list[Any], says: str) -> None:

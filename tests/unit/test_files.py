@@ -14,6 +14,7 @@ from backslide.files import (
     LONGEST_LINE,
     check_writable,
     dump,
+    line_count,
     read_json,
     read_lines,
     read_text,
@@ -81,14 +82,20 @@ def test_blank_lines_count_and_a_byte_order_mark_does_not(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b'{"a": 1}\n{"a": \n', r":2: not JSON: .* at column \d+"),
-        (b'{"a": 1}\n"text"\n', r":2: is str, a JSON object in braces is needed"),
-        (b"null\n", r":1: is NoneType"),
-        (b"[" * 100_000, r":1: JSON nested too deeply"),
-        (b'{"a": ' + b"9" * 5000 + b"}", r":1: JSON that cannot be read"),
+        (
+            b'{"a": 1}\n{"a": \n',
+            r":2: not JSON: Expecting value at column 7, near '\{\"a\": '; write one whole JSON object a line",
+        ),
+        (b'{"a": 1}\n"text"\n', r":2: is 'text', a JSON object in braces is needed"),
+        (b"null\n", r":1: is None, a JSON object in braces is needed"),
+        (b"[" * 100_000, r":1: JSON nested too deeply, it begins '\[{40}'; put less into one another"),
+        (
+            b'{"a": ' + b"9" * 5000 + b"}",
+            r":1: has a number of 5000 digits, '9+\.\.\.9+'; write a shorter one, or a text in double quotes",
+        ),
         (b'{"a": 1, "b": 2, "a": 3}', r":1: the key 'a' is there twice; leave one out"),
         (b'{"a": {"b": 1, "b": 1}}', r":1: the key 'b' is there twice"),
-        (b'{"a": "\xff"}', r"byte 7 is not UTF-8; save the file as UTF-8"),
+        (b'{"a": "\xff"}', r":1: byte 7 is 0xff, which is not UTF-8; save the file as UTF-8"),
     ],
 )
 def test_bad_lines_are_one_line_of_the_error_asked_for(tmp_path: Path, content: bytes, says: str) -> None:
@@ -114,6 +121,15 @@ def test_a_line_of_a_gigabyte_is_refused_before_it_is_read(tmp_path: Path) -> No
     finally:
         tracemalloc.stop()
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "count"), [(b"", 0), (b"\n", 1), (b"a", 1), (b"a\nb", 2), (b"a\r\n\nb\n", 3), (b"\n" * (1 << 20) + b"a", (1 << 20) + 1)]
+)  # fmt: skip
+def test_lines_are_counted(tmp_path: Path, content: bytes, count: int) -> None:
+    (tmp_path / "f").write_bytes(content)
+    assert line_count(tmp_path / "f") == count
+    assert line_count(tmp_path / "none") == 0
 
 
 def test_lines_are_read_one_by_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -77,5 +78,6 @@ def test_a_long_reply_takes_no_long_time(item: AnswerItem) -> None:
     good = TABLE[item.id]["good"]
     began = time.process_time()
     for part in ("a ", "1. ", "-", "\n", "Sure! ", "here ", good[0][:-1] + " ", item.prompt + " "):
-        _right(item, (part * 2000)[:2000])
+        # Here, and not by `matches`, which asks another process.
+        any(re.search(pattern, (part * 2000)[:2000]) for pattern in item.answers)
     assert time.process_time() - began < 2

@@ -90,7 +90,7 @@ def test_answers_that_are_no_choice_are_refused(value: dict[str, Any], says: str
     assert str(bad.value).startswith(says)
 
 
-def test_rows_whose_choices_are_no_choice_are_left_out_and_said() -> None:
+def test_rows_of_others_whose_choices_are_no_choice_are_left_out_and_said() -> None:
     made = from_qa(
         rows(
             {"question": "Which?", "choices": PLANETS, "answer": 1},
@@ -103,11 +103,13 @@ def test_rows_whose_choices_are_no_choice_are_left_out_and_said() -> None:
             {"question": "Which empty one?", "choices": ["Mars", ""], "answer": 0},
         ),
         "mine",
+        strict=False,
     )
     assert [item.choices for item in made.items if isinstance(item, ChoiceItem)] == [tuple(PLANETS), ("Ceres", "Eris")]
     assert made.notes == (
+        "left out, its choices are too few, empty or equal: 4 rows, the first is f.jsonl:4, whose choices has 'Mars' at "
+        "0 and 'Mars' at 1 (from 0), which look equal",
         "left out, the question was there before: 1 row, the first is f.jsonl:2",
-        "left out, there are fewer than two choices, or one is empty or there twice: 4 rows, the first is f.jsonl:4",
         "left out, the answer is empty: 1 row, the first is f.jsonl:7",
     )
 

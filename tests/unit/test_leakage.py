@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from backslide.data import passages
 from backslide.errors import DataError
+from backslide.files import LONGEST_LINE
 from backslide.suite import leakage
 from backslide.suite.copies.words import words
 from backslide.suite.item import AnswerItem, ChoiceItem, ContinuationItem, GenerationItem, Item, OpenItem, TextItem
@@ -369,6 +371,21 @@ def test_plain_text_is_read_in_blocks_and_says_the_line(tmp_path: Path, monkeypa
     assert len(list(passages(path))) > 5
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_line_of_a_gigabyte_is_refused_within_little_memory(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with open(path, "wb") as file:
+        file.write(b'{"text": "')
+        file.truncate(1 << 30)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r":1: the line is longer than 16 MiB; give each entry a line of its own"):
+            list(passages(path, lambda *_: None))
+        assert tracemalloc.get_traced_memory()[1] < 3 * LONGEST_LINE
+    finally:
+        tracemalloc.stop()
+
+
 def test_progress_counts_lines(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", *({"text": "a"} for _ in range(2500)))
     seen: list[tuple[str, int, int]] = []
@@ -383,7 +400,7 @@ def test_progress_counts_lines(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', r":2: not JSON"),
         ("a.jsonl", b"", r"no usable text: the file has no line"),
         ("a.txt", b"\n \n", r"no usable text: all 2 lines are empty"),
-        ("a.txt", b"ok\n\xff\n", r":2: byte 0 is not UTF-8; save the file as UTF-8"),
+        ("a.txt", b"ok\n\xff\n", r":2: byte 0 is 0xff, which is not UTF-8; save the file as UTF-8"),
         ("a.txt", None, r"is a folder, a file is needed"),
     ],
 )

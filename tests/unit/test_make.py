@@ -139,7 +139,7 @@ def test_too_few_answers_are_one_clear_error() -> None:
     with pytest.raises(SuiteError, match=r"^f.jsonl:1: the file has 3 different answers, and a choice item needs one"):
         from_qa(qa(3), "mine", kind="choice")
     alike = rows(*({"question": f"Which {i}?", "answer": a} for i, a in enumerate(("a b", "a", "b", "b c", "c"))))
-    with pytest.raises(SuiteError, match=r"^f.jsonl:1: only 1 of the other answers are wrong here, 3 are needed; add"):
+    with pytest.raises(SuiteError, match=r"^f.jsonl:1: only 1 of the other answers is wrong here, 3 are needed; add"):
         from_qa(alike, "mine", kind="choice")
 
 
@@ -168,6 +168,13 @@ def test_texts_and_prompts(tmp_path: Path) -> None:
     assert from_prompts(read_prompts(table), "ask").items == asked.items
 
 
+def test_columns_that_are_looked_for_are_named_once(tmp_path: Path) -> None:
+    rows = read_prompts(write(tmp_path / "a.csv", "ask\nHow?\n"))
+    says = ":2: has none of the columns prompt, question, query, instruction, input, only ask; name one of these with"
+    with pytest.raises(SuiteError, match=says):
+        from_prompts(rows, "a")
+
+
 def test_csv_is_read_with_lists_quotes_and_line_breaks(tmp_path: Path) -> None:
     path = write(
         tmp_path / "qa.csv",
@@ -185,9 +192,17 @@ def test_csv_is_read_with_lists_quotes_and_line_breaks(tmp_path: Path) -> None:
     "name, text, message",
     [
         ("a.csv", "question,answer\nWho?,Ann,Bob\n", ":2: has 3 cells, the header has 2; put cells with a comma"),
-        ("a.csv", 'question,answer\n"Who?,Ann\n', ":2: not CSV: unexpected end of data"),
+        ("a.csv", 'question,answer\n"Who?,Ann\n', ":2: not CSV: unexpected end of data; close the double quotes that a cell begins with, and"),
         ("a.csv", "question,question\nWho?,Ann\n", ":1: the column 'question' is there twice"),
-        ("a.csv", "question,answer\n", ": is empty; a line a row is needed"),
+        ("a.csv", "\n", ": is empty; a line a row is needed"),
+        ("a.csv", "question,answer\n", ":1: the header is ['question', 'answer'], with no row below it; add a line a row"),
+        ("a.csv", ",\nWho?,Ann\n", ":1: the header is ',', which names no column; give each column a name"),
+        ("a.csv", "question,answer\nWho?\n", ":2: has 1 cell, the header has 2"),
+        ("a.jsonl", '{"question": "Who?", "choices": ["Ann"], "answer": 0}\n', ":1: choices is ['Ann'], and two or more are needed; correct the row, or leave it out"),
+        ("a.jsonl", '{"question": "Who?", "choices": ["Ann", ""], "answer": 0}\n', ":1: choices has '' at 1 (from 0), which is empty; correct the row, or leave it out"),
+        ("a.jsonl", '{"question": "Who?", "choices": ["Ann", "\\u200b"], "answer": 0}\n', ":1: choices has '\\u200b' at 1 (from 0), which is empty"),
+        ("a.jsonl", '{"question": "Who?", "choices": ["Ann", "Bob", "Ann "], "answer": 0}\n', ":1: choices has 'Ann' at 0 and 'Ann' at 2 (from 0), which look equal; correct the row, or leave"),
+        ("a.jsonl", '{"question": "Who?", "choices": ["é", "e\\u0301"], "answer": 0}\n', ":1: choices has 'é' at 0 and 'e\u0301' at 1 (from 0), which look equal"),
         ("a.csv", "ask,answer\nWho?,Ann\n", ":2: has none of the columns question, prompt, query, instruction, input, only ask, answer; name one of these with --question-column"),
         ("a.jsonl", '{"question": "Who?"}\n', ":1: has none of the columns answer, answers, target"),
         ("a.jsonl", '{"question": "Who?", "answer": "Ann"}\n{"question": "W"}\n', ":2: has no answer, which the rows before it have"),

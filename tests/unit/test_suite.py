@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backslide.errors import SuiteError
+from backslide.suite import patterns
 from backslide.suite.item import (
     AnswerItem,
     ChoiceItem,
@@ -22,7 +25,9 @@ from backslide.suite.item import (
     Match,
     OpenItem,
     TextItem,
+    is_blank,
     item_from_dict,
+    seen,
 )
 from backslide.suite.matching import fold, matches, numbers
 from backslide.suite.suite import Suite, half_of
@@ -52,7 +57,7 @@ def written(tmp_path: Path, text: str) -> Path:
     ("line", "says"),
     [
         ("{oops\n", "not JSON: .* at column 2"),
-        ("[1]\n", "is list, a JSON object in braces is needed"),
+        ("[1]\n", r"is \[1\], a JSON object in braces is needed"),
         (changed(gold=4), r"gold is 4, but the item has 4 choices \(0-3\)"),
         (changed(gold=-1), r"gold is -1, but the item has 4 choices \(0-3\)"),
         (changed(gold=True), "gold is True, the index of a choice is needed"),
@@ -75,9 +80,20 @@ def written(tmp_path: Path, text: str) -> Path:
         (changed(prompt=None), "prompt is None, text is needed"),
         (changed(prompt="\ud83d"), "prompt is .* half a surrogate pair"),
         (changed(choices=["x", "\ud83d"]), "choices is .* half a surrogate pair"),
-        (changed(choices=["x"]), "choices has 1 entries, at least 2 needed"),
+        (changed(choices=["x"]), r"choices is \['x'\], of 1 entry; give at least 2"),
         (changed(choices=["x", "x"]), r"choices has 'x' twice, at 0 and 1 \(from 0\); change one, or leave it out"),
-        (changed(choices=["x", "y", " x"]), r"choices has 'x' twice, white space aside, at 0 and 2 \(from 0\); change"),
+        (changed(choices=["x", "y", " x"]), r"choices has 'x' twice, to the eye, at 0 and 2 \(from 0\); change"),
+        (
+            changed(choices=["\u00e9", "e\u0301"]),
+            r"choices has '\u00e9' twice, to the eye, at 0 and 1 \(from 0\); change",
+        ),
+        (changed(choices=["x", "x\u200b"]), r"choices has 'x' twice, to the eye, at 0 and 1"),
+        (
+            changed(choices=["x", "\u200b"]),
+            r"choices has '\\u200b' at 1 \(from 0\), which is empty; fill it in, or leave",
+        ),
+        (changed(choices=["x", "\u2060\ufe0f \u3164"]), r"choices has .* at 1 \(from 0\), which is empty"),
+        (changed(prompt="\u200b\ufeff"), r"prompt is empty, '\\u200b\\ufeff'; fill it in"),
         (changed(choices=["x", " "]), r"choices has ' ' at 1 \(from 0\), which is empty; fill it in, or leave it out"),
         (changed(choices="xy"), "choices is 'xy', a list of texts is needed"),
         (changed(choices=["x", 2]), r"choices is \['x', 2\], a list of texts is needed"),
@@ -87,6 +103,11 @@ def written(tmp_path: Path, text: str) -> Path:
             r"id is '\.\./\.\./x', which could lead out of a folder; leave out backslashes, and parts",
         ),
         (changed(id="a\nb"), r"id is 'a\\nb', with a line break or a control character; leave it out"),
+        (
+            changed(capability="../../x"),
+            r"capability is '\.\./\.\./x', which could lead out of a folder; leave out backslashes, and parts",
+        ),
+        (changed(capability="a/../b"), r"capability is 'a/\.\./b', which could lead out of a folder"),
         (changed(capability="\x1b[31m"), r"capability is '\\x1b\[31m', with a line break or a control character"),
         (changed(id="x" * 301), r"id is 'x+\.\.\.x+', of 301 characters; give it 300 at most"),
         (changed(gold="x" * 10**6), r"gold is 'x{20,40}\.\.\.x{20,40}', the index of a choice is needed"),
@@ -95,14 +116,22 @@ def written(tmp_path: Path, text: str) -> Path:
             r"choices is \['x', \['y{20,40}\.\.\.y{20,40}'\]\], a list of texts is needed",
         ),
         (changed(**{"k" * 10**6: 1}), r"unknown key 'k{20,40}\.\.\.k{20,40}' in an item of kind choice"),
-        (changed(ANSWER, answers=[]), "answers has 0 entries, at least 1 needed"),
+        (changed(ANSWER, answers=[]), r"answers is \[\], of 0 entries; give at least 1"),
+        (
+            changed(ANSWER, match="number", answers=["12", "zwei"]),
+            r"answers has 'zwei' at 1 \(from 0\), which holds no number; write it in digits, or match by contains",
+        ),
+        (
+            changed(ANSWER, match="contains", answers=["."]),
+            r"answers has '\.' at 0 \(from 0\), which every reply would contain; leave it out",
+        ),
         (changed(ANSWER, match="fuzzy"), "match is 'fuzzy', one of exact, number, contains, regex is needed"),
         (changed(CONTINUATION, gold=[3]), "gold has 3, but the item has 3 continuations, from 0"),
         (changed(CONTINUATION, gold=[True]), r"gold is \[True\], a list of indices is needed"),
         (changed(CONTINUATION, gold=0), "gold is 0, a list of indices is needed"),
         (
             changed(CONTINUATION, contexts=["a", "b"]),
-            "contexts has 2 entries, 1 or one for each of the 3 continuations",
+            r"contexts is \['a', 'b'\], of 2; give 1, or one for each of the 3 continuations",
         ),
         (changed(CONTINUATION, contexts="a"), "contexts is 'a', a list of texts is needed"),
         (changed(CONTINUATION, continuations=[]), "continuations is .*, texts that are not empty are needed"),
@@ -140,6 +169,16 @@ def test_an_empty_suite(tmp_path: Path, text: str) -> None:
         Suite("s", ())
 
 
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_an_empty_file_in_a_folder_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.jsonl").write_text(changed())
+    (tmp_path / "b.jsonl").write_text(text)
+    with pytest.raises(
+        SuiteError, match=r"b\.jsonl: the file is empty; a line an item is needed, or leave the file out"
+    ):
+        Suite.load(tmp_path)
+
+
 def test_a_missing_suite_names_what_may_be_given(tmp_path: Path) -> None:
     with pytest.raises(
         SuiteError, match=r"no such suite; give a \.jsonl file, a folder of them, 'repertoire' or 'lm-eval:TASK'"
@@ -173,20 +212,23 @@ def test_items_made_in_python_are_checked_too() -> None:
         choice().gold = 1  # type: ignore[misc]
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: not is_blank(text))
 BIDI = "".join(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
 NAME = st.text(
     st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="/\\" + BIDI), min_size=1
 ).filter(lambda name: name.strip(". "))
-IDS = st.lists(NAME.filter(str.strip), min_size=1, max_size=3).map("/".join)
-ENTRIES = st.lists(TEXT, min_size=2, max_size=5, unique=True).map(tuple)
+NAME = NAME.filter(lambda name: not is_blank(name))
+IDS = st.lists(NAME, min_size=1, max_size=3).map("/".join)
+ENTRIES = st.lists(TEXT, min_size=2, max_size=5, unique_by=seen).map(tuple)
+NUMBERS = st.lists(st.integers().map(str), min_size=1, max_size=5, unique=True).map(tuple)
+WORDS = st.lists(TEXT.filter(fold), min_size=1, max_size=5, unique=True).map(tuple)
 
 
 @st.composite
 def items(draw: st.DrawFn) -> Item:
     shared: dict[str, Any] = {
         "id": draw(IDS),
-        "capability": draw(NAME.filter(str.strip)),
+        "capability": draw(NAME),
         "cluster": draw(st.none() | TEXT),
     }
     match draw(st.sampled_from(["choice", "answer", "text", "open"])):
@@ -196,7 +238,8 @@ def items(draw: st.DrawFn) -> Item:
             return ChoiceItem(**shared, prompt=draw(TEXT), choices=entries, gold=gold)
         case "answer":
             match = draw(st.sampled_from(["exact", "number", "contains"]))
-            return AnswerItem(**shared, prompt=draw(TEXT), answers=draw(ENTRIES), match=match)
+            answers = draw(NUMBERS if match == "number" else WORDS)
+            return AnswerItem(**shared, prompt=draw(TEXT), answers=answers, match=match)
         case "text":
             return TextItem(**shared, text=draw(TEXT))
         case _:
@@ -359,6 +402,33 @@ def test_hostile_replies_neither_match_nor_raise_nor_hang(reply: str, match: Mat
     begin = time.perf_counter()
     assert not matches(reply, ["Paris", "12"], match)
     assert time.perf_counter() - begin < 2
+
+
+def test_a_pattern_that_would_never_end_is_ended() -> None:
+    began = time.perf_counter()
+    with pytest.raises(patterns.Unended) as raised:
+        matches("a" * 40 + "!", ["(a+)+$"], "regex")
+    assert raised.value.pattern == "(a+)+$" and time.perf_counter() - began < 20
+    # The next one is asked as if nothing had been.
+    assert matches("\u2764\ufe0f Yes \ud800", [r"(?i)^[\W_]*yes\b"], "regex")
+    (note,) = patterns.slow_note({"b": "x", "a": "(a+)+$"})
+    assert note.startswith(
+        "a pattern was not through with a reply after 1 s, so the reply counts as wrong: 2 items, the"
+    )
+    assert note.endswith("first is a with '(a+)+$'; simplify the pattern") and patterns.slow_note({}) == ()
+
+
+def test_what_searches_may_be_killed_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        assert matches("x42", [r"\d+"], "regex")
+        searcher = patterns._searchers[os.getpid()]
+        assert searcher._process is not None
+        searcher._process.kill()
+        searcher._process.wait()
+    assert matches("x42", [r"\d+"], "regex") and not matches("x", [r"\d+"], "regex")
+    searcher.end()
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    assert matches("x42", [r"\d+"], "regex") and not matches("x", [r"\d+"], "regex")
 
 
 @given(st.text(), st.sampled_from(["exact", "number", "contains"]))

@@ -22,7 +22,7 @@ from backslide.cli.options import (
     TokenizerOption,
 )
 from backslide.cli.screen import Screen
-from backslide.errors import ConfigError
+from backslide.errors import ConfigError, number_of
 from backslide.files import check_writable
 
 SHOWN = 100
@@ -110,8 +110,8 @@ def suite_new(
     halves = {half: len(suite.part(half)) for half in ("monitor", "gate")}
     judged = sum(item.judged for item in suite.items)
     screen.show(
-        f"{len(suite.items)} items of kind {suite.items[0].kind} ({halves['monitor']} monitor, {halves['gate']} gate), "
-        f"hash {suite.hash[:12]} → {out}"
+        f"{number_of(len(suite.items), 'item')} of kind {suite.items[0].kind} ({halves['monitor']} monitor, "
+        f"{halves['gate']} gate), hash {suite.hash[:12]} → {out}"
     )
     if not judged:
         screen.show("without references they are shown, not judged; give --model BASE to measure drift from it")
@@ -189,7 +189,7 @@ def suite_show(
     if measured is not None:
         screen.show(measured_line(measured))
     screen.show(examples_table(chosen))
-    screen.show(f"suite {chosen.name}, {len(chosen.items)} items, hash {chosen.hash}")
+    screen.show(f"suite {chosen.name}, {number_of(len(chosen.items), 'item')}, hash {chosen.hash}")
     screen.result(
         {
             "suite": chosen.name,
@@ -242,9 +242,11 @@ def suite_check(
             screen.show(f"and {len(leaks) - SHOWN} more places; --format json lists all")
         screen.say(f"warning: {counted(leaks)} of {len(chosen.items)} in {chosen.name}: found in {train}")
     elif train is not None:
-        screen.show(f"none of the {len(chosen.items)} items of {chosen.name} was found in {train}")
+        none = f"none of the {len(chosen.items)} items" if len(chosen.items) > 1 else "the only item"
+        screen.show(f"{none} of {chosen.name} was {'' if len(chosen.items) > 1 else 'not '}found in {train}")
     else:
-        screen.show(f"{chosen.name}: {len(chosen.items)} items, no error; --train FILE looks for them in training data")
+        items = number_of(len(chosen.items), "item")
+        screen.show(f"{chosen.name}: {items}, no error; --train FILE looks for copies in training data")
     screen.result(
         {
             "suite": chosen.name,

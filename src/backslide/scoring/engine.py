@@ -33,6 +33,7 @@ from backslide.scoring.work import Keep, Progress, Work, together
 from backslide.suite.item import AnswerItem, ChoiceItem, ContinuationItem, GenerationItem, Item, OpenItem, TextItem
 from backslide.suite.lm_eval_match import right_reply
 from backslide.suite.matching import matches
+from backslide.suite.patterns import Unended, slow_note
 from backslide.suite.suite import Part, Suite
 from backslide.version import __version__
 
@@ -93,6 +94,8 @@ class Scorer:
             batch_tokens=(batch := settings.batch_tokens or default_batch(model)),
         )
         self.runner = Runner(tokenizer, row_tokens=settings.row_tokens, batch_tokens=batch)
+        self._slow: dict[str, str] = {}
+        """Patterns that were ended, by item."""
         self.seconds: dict[frozenset[str], float] = {}
         """What each pack took when it was last measured here."""
         self._asked: dict[str, Asked] = {}
@@ -101,7 +104,7 @@ class Scorer:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing of how the suite is asked: fallbacks, sizes that did not fit."""
-        return self._notes + self.runner.notes
+        return self._notes + slow_note(self._slow) + self.runner.notes
 
     def measure(
         self,
@@ -272,7 +275,7 @@ class Scorer:
                     progress=advance,
                 )
                 said = dict(zip(ids, (reply.text for reply in replies), strict=True))
-                work.done([outcome(by_id[id], asked.digests[id], [], said) for id in ids])
+                work.done([outcome(by_id[id], asked.digests[id], [], said, slow=self._slow) for id in ids])
 
     def _probe(self, model: Any, work: Work) -> None:
         """Probe the answers that this process has found."""
@@ -314,8 +317,18 @@ class Scorer:
         }
 
 
-def outcome(item: Item, digest: str, scores: list[Score], said: Mapping[str, str], tokens: int = 0) -> Outcome:
-    """What the scores and replies of one item amount to; `tokens` is how many of them were scored."""
+def outcome(
+    item: Item,
+    digest: str,
+    scores: list[Score],
+    said: Mapping[str, str],
+    tokens: int = 0,
+    slow: dict[str, str] | None = None,
+) -> Outcome:
+    """What the scores and replies of one item amount to; `tokens` is how many of them were scored.
+
+    A reply that a pattern is not through with in its time is wrong; the pattern goes into `slow`, under the item's id.
+    """
     values = tuple(score.logprob if math.isfinite(score.logprob) else None for score in scores)
     blank = _blank(item, digest)
     if isinstance(item, (ChoiceItem, ContinuationItem)):
@@ -339,10 +352,18 @@ def outcome(item: Item, digest: str, scores: list[Score], said: Mapping[str, str
         likeliest = _rounded(scores[0].likeliest) if None not in values else ()
         return dataclasses.replace(blank, scores=values, tokens=tokens, likeliest=likeliest)
     reply = said[item.id]
-    if isinstance(item, GenerationItem):
-        return dataclasses.replace(blank, correct=right_reply(reply, item), reply=reply)
-    reply = reply.strip()
-    correct = matches(reply, item.answers, item.match) if isinstance(item, AnswerItem) else None
+    correct = None
+    if not isinstance(item, GenerationItem):
+        reply = reply.strip()
+    try:
+        if isinstance(item, GenerationItem):
+            correct = right_reply(reply, item)
+        elif isinstance(item, AnswerItem):
+            correct = matches(reply, item.answers, item.match)
+    except Unended as bad:
+        correct = False
+        if slow is not None:
+            slow[item.id] = bad.pattern
     return dataclasses.replace(blank, correct=correct, reply=reply)
 
 

@@ -25,12 +25,14 @@ import dataclasses
 import difflib
 import json
 import re
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from backslide.errors import SuiteError, shown
+from backslide.errors import SuiteError, number_of, shown
+from backslide.suite.matching import fold, numbers
 
 Match = Literal["exact", "number", "contains", "regex"]
 
@@ -39,6 +41,11 @@ LONGEST_NAME = 300
 
 # Control characters, line breaks of Unicode, and what makes a line run backwards.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# What leaves no mark wherever it stands: soft hyphen, zero-width space, word joiner, byte order mark, marks of writing
+# direction. Not the joiners, which change the letters or emoji beside them.
+_NO_MARK = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+# What shows nothing by itself beside white space, format and control characters: fillers and selectors.
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe00-\ufe0f\uffa0]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +65,8 @@ class Item:
     """Items that share a passage or a template share this name; they stay in one half of the suite."""
 
     def __post_init__(self) -> None:
-        self._name("id")
-        self._name("capability")
-        _no_path(self.id)
+        check_name("id", self.id)
+        check_name("capability", self.capability)
         if self.cluster is not None:
             self._text("cluster")
 
@@ -70,30 +76,17 @@ class Item:
         return True
 
     def _text(self, field: str) -> None:
-        value = getattr(self, field)
-        if not isinstance(value, str):
-            raise SuiteError(f"{field} is {shown(value)}, text is needed")
-        if not value.strip():
-            raise SuiteError(f"{field} is empty")
-        _encodable(field, value)
-
-    def _name(self, field: str) -> None:
-        self._text(field)
-        value = getattr(self, field)
-        # It stands in tables, file names and logs.
-        if len(value) > LONGEST_NAME:
-            raise SuiteError(f"{field} is {shown(value)}, of {len(value)} characters; give it {LONGEST_NAME} at most")
-        if _UNSEEN.search(value):
-            raise SuiteError(f"{field} is {shown(value)}, with a line break or a control character; leave it out")
+        _check_text(field, getattr(self, field))
 
     def _texts(self, field: str, at_least: int, *, blank: bool = False) -> None:
         value = getattr(self, field)
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
             raise SuiteError(f"{field} is {shown(value)}, a list of texts is needed")
         if len(value) < at_least:
-            raise SuiteError(f"{field} has {len(value)} entries, at least {at_least} needed")
+            entries = f"{len(value)} entr{'y' if len(value) == 1 else 'ies'}"
+            raise SuiteError(f"{field} is {shown(value)}, of {entries}; give at least {at_least}")
         for place, entry in enumerate(value):
-            if not (entry if blank else entry.strip()):
+            if not entry or (not blank and is_blank(entry)):
                 raise SuiteError(
                     f"{field} has {shown(entry)} at {place} (from 0), which is empty; fill it in, or leave it out"
                 )
@@ -128,7 +121,7 @@ class ChoiceItem(Item):
         self._text("prompt")
         self._texts("choices", at_least=2)
         # Such choices look alike, and at most one of them is right. Case may be the point of a question.
-        _different("choices", [choice.strip() for choice in self.choices], ", white space aside")
+        _different("choices", [seen(choice) for choice in self.choices], ", to the eye")
         if not isinstance(self.gold, int) or isinstance(self.gold, bool):
             raise SuiteError(f"gold is {shown(self.gold)}, the index of a choice is needed")
         if not 0 <= self.gold < len(self.choices):
@@ -156,6 +149,12 @@ class AnswerItem(Item):
         self._texts("stop", at_least=0, blank=True)
         if self.match not in get_args(Match):
             raise SuiteError(f"match is {shown(self.match)}, one of {', '.join(get_args(Match))} is needed")
+        for place, answer in enumerate(self.answers):
+            which = f"answers has {shown(answer)} at {place} (from 0)"
+            if self.match == "number" and not numbers(answer):
+                raise SuiteError(f"{which}, which holds no number; write it in digits, or match by contains")
+            if self.match == "contains" and not fold(answer):
+                raise SuiteError(f"{which}, which every reply would contain; leave it out")
         if self.match == "regex":
             for pattern in self.answers:
                 try:
@@ -226,14 +225,15 @@ class ContinuationItem(Item):
             raise SuiteError(f"continuations is {shown(self.continuations)}, texts that are not empty are needed")
         if len(self.contexts) not in (1, len(self.continuations)):
             raise SuiteError(
-                f"contexts has {len(self.contexts)} entries, 1 or one for each of the {len(self.continuations)} "
-                "continuations is needed"
+                f"contexts is {shown(list(self.contexts))}, of {len(self.contexts)}; give 1, or one for each of the "
+                f"{number_of(len(self.continuations), 'continuation')}"
             )
         if not isinstance(self.gold, (list, tuple)) or any(type(place) is not int for place in self.gold):
             raise SuiteError(f"gold is {shown(self.gold)}, a list of indices is needed")
         wrong = [place for place in self.gold if not 0 <= place < len(self.continuations)]
         if wrong:
-            raise SuiteError(f"gold has {wrong[0]}, but the item has {len(self.continuations)} continuations, from 0")
+            count = number_of(len(self.continuations), "continuation")
+            raise SuiteError(f"gold has {shown(wrong[0])}, but the item has {count}, from 0")
         object.__setattr__(self, "gold", tuple(self.gold))
 
     def _words(self, field: str) -> None:
@@ -346,10 +346,37 @@ def _encodable(field: str, value: str) -> None:
         raise SuiteError(f"{field} is {shown(value)}, which holds half a surrogate pair and is not text") from None
 
 
-def _no_path(id: str) -> None:
-    # An id may become a file's name; slashes group ids, and must not lead out of a folder.
-    if "\\" in id or any(part.strip(". ") == "" for part in id.split("/")):
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text would be seen."""
+    return not text.strip() or all(
+        c.isspace() or unicodedata.category(c) in ("Cc", "Cf") or _BLANK.match(c) for c in text
+    )
+
+
+def seen(text: str) -> str:
+    """What is seen of a text: without white space around it and characters that leave no mark, accents composed."""
+    return unicodedata.normalize("NFC", _NO_MARK.sub("", text)).strip()
+
+
+def _check_text(field: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise SuiteError(f"{field} is {shown(value)}, text is needed")
+    if is_blank(value):
+        raise SuiteError(f"{field} is empty, {shown(value)}; fill it in")
+    _encodable(field, value)
+
+
+def check_name(field: str, value: Any) -> None:
+    """Raise `SuiteError` unless `value` can be an id or the name of a capability; `field` says of what it is."""
+    _check_text(field, value)
+    # It stands in tables, file names and logs.
+    if len(value) > LONGEST_NAME:
+        raise SuiteError(f"{field} is {shown(value)}, of {len(value)} characters; give it {LONGEST_NAME} at most")
+    if _UNSEEN.search(value):
+        raise SuiteError(f"{field} is {shown(value)}, with a line break or a control character; leave it out")
+    # It may become a file's name; slashes group ids, and must not lead out of a folder.
+    if "\\" in value or any(part.strip(". ") == "" for part in value.split("/")):
         raise SuiteError(
-            f"id is {shown(id)}, which could lead out of a folder; leave out backslashes, and parts between slashes "
-            "that are empty or dots"
+            f"{field} is {shown(value)}, which could lead out of a folder; leave out backslashes, and parts between "
+            "slashes that are empty or dots"
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from backslide.errors import SuiteError
+from backslide.errors import SuiteError, listed, number_of
 from backslide.suite.matching import fold
 from backslide.suite.sources import Row
 
@@ -101,8 +101,8 @@ class Layout:
 def unread(rows: Iterable[Row], read: Iterable[str | None]) -> tuple[str, ...]:
     """See `Layout.unread`."""
     known = [name for name in read if name is not None]
-    others = [str(name) for name in _columns(rows) if name not in known]
-    return (f"read {', '.join(known)}; not read: {', '.join(others)}",) if others else ()
+    others = [name for name in _columns(rows) if name not in known]
+    return (f"read {listed(known)}; not read: {listed(others)}",) if others else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +162,9 @@ def right_choices(rows: Sequence[Offered], name: str) -> list[int]:
         row = rows[found[best].index(None)]
         last = len(row.texts) - 1
         raise SuiteError(
-            f"{row.row.place}: {name} is {_shown(row.said)}, but the row has {last + 1} choices; give an index from 0 "
-            f"to {last}, a letter from A to {_letter(last)}, or the text of one of them, and the same in all rows"
+            f"{row.row.place}: {name} is {_shown(row.said)}, but the row has {number_of(last + 1, 'choice')}; give an "
+            f"index from 0 to {last}, a letter from A to {_letter(last)}, or the text of one of them, and the same in "
+            "all rows"
         )
     chosen = found[fitting[0]]
     for place, row in enumerate(rows):
@@ -222,7 +223,7 @@ def column(rows: Sequence[Row], given: str | None, usual: tuple[str, ...], optio
     found = next((name for name in wanted if name in first.values), None)
     if found is None:
         looked = f"no column {given!r}" if given is not None else f"none of the columns {', '.join(usual)}"
-        there = ", ".join(map(str, first.values)) or "nothing"
+        there = listed(first.values) or "nothing"
         raise SuiteError(f"{first.place}: has {looked}, only {there}; name one of these with {option}")
     return found
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from backslide.errors import number_of
 from backslide.suite.copies.cut import probes_of
 from backslide.suite.copies.probe import ALONE, Copy, Probe
 from backslide.suite.copies.seeds import Numbers, Seeds
@@ -78,8 +79,7 @@ class Leak:
 
 def counted(leaks: Iterable[Leak]) -> str:
     """How many items leaked, in words: "1 item", "3 items"."""
-    items = len({leak.item for leak in leaks})
-    return f"{items} item" + ("" if items == 1 else "s")
+    return number_of(len({leak.item for leak in leaks}), "item")
 
 
 def find_leaks(

@@ -29,6 +29,7 @@ import numpy as np
 
 from backslide.errors import SuiteError
 from backslide.suite.item import ContinuationItem, GenerationItem, Item, TextItem
+from backslide.suite.lm_eval_faults import document_of, load_error, unknown_task
 from backslide.suite.lm_eval_match import SIMPLE, need_lm_eval
 from backslide.suite.suite import LM_EVAL, Suite
 
@@ -209,11 +210,17 @@ def _load(wanted: list[str], options: TaskOptions) -> dict[str, Any]:
         # lm-eval's own thousands of tasks take seconds to look through.
         manager = TaskManager(include_path=where, include_defaults=False)
         found = _match(manager, wanted)
+        for name in () if found else wanted:
+            # One that stands in a file that cannot be read is not to be looked for there.
+            if not manager.match_tasks([name]) and (unread := unknown_task(name, where, named=True)) is not None:
+                raise unread
     if manager is None or not found:
         manager = TaskManager(include_path=where)
         found = _match(manager, wanted)
     if not found:
         unknown = next(name for name in wanted if not manager.match_tasks([name]))
+        if (unread := unknown_task(unknown, where)) is not None:
+            raise unread
         near = difflib.get_close_matches(unknown, manager.all_tasks, n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm-eval ls tasks` lists them"
         raise SuiteError(f"lm-eval knows no task {unknown!r}; {hint}")
@@ -222,13 +229,8 @@ def _load(wanted: list[str], options: TaskOptions) -> dict[str, Any]:
         try:
             one = manager.load([name])
         except Exception as bad:
-            line = " ".join(f"{type(bad).__name__}: {bad}".split())
-            if isinstance(bad, OSError):
-                raise SuiteError(
-                    f"lm-eval task {name!r}: its data cannot be had ({line}); go online once, or give a task file over "
-                    "local data with --include-path"
-                ) from None
-            raise SuiteError(f"lm-eval task {name!r}: cannot be loaded ({line}); correct its task file") from None
+            entry = manager.task_index.get(name)
+            raise load_error(name, getattr(entry, "yaml_path", None), bad) from None
         for part in loaded:
             loaded[part].update(one.get(part) or {})
     return loaded
@@ -303,7 +305,10 @@ def _build(name: str, task: Any, options: TaskOptions, tokenizer: Any) -> None:
         )
     except Exception as bad:
         line = " ".join(f"{type(bad).__name__}: {bad}".split())
-        raise SuiteError(f"lm-eval task {name!r}: its requests cannot be written ({line}); correct its file") from None
+        raise SuiteError(
+            f"lm-eval task {name!r}{document_of(bad)}: its requests cannot be written ({line}); correct its task file "
+            "or its data"
+        ) from None
 
 
 def _by_document(task: Any) -> dict[int, list[Any]]:

@@ -6,6 +6,7 @@ import json
 
 from backslide.errors import SuiteError
 from backslide.suite.item import GenerationItem
+from backslide.suite.patterns import is_found
 
 SIMPLE = ("take_first", "regex", "remove_whitespace", "lowercase", "uppercase")
 """Filters that look at nothing but the reply."""
@@ -14,7 +15,8 @@ SIMPLE = ("take_first", "regex", "remove_whitespace", "lowercase", "uppercase")
 def right_reply(reply: str, item: GenerationItem) -> bool:
     """Whether `reply`, filtered, equals one of the item's answers.
 
-    Raises `SuiteError` where lm-eval is not installed.
+    Raises `SuiteError` where lm-eval is not installed, and `Unended` where a filter's pattern is not through with the
+    reply in the time that it has.
     """
     need_lm_eval(item.id)
     # Filters are known to the registry once their package is imported.
@@ -24,6 +26,9 @@ def right_reply(reply: str, item: GenerationItem) -> bool:
 
     responses: list[list[str]] = [[reply]]
     for name, arguments in json.loads(item.filters):
+        if name == "regex" and "regex_pattern" in (arguments or {}):
+            for said in responses[0]:
+                is_found(arguments["regex_pattern"], said, everywhere=True)
         responses = list(get_filter(name)(**(arguments or {})).apply(responses, [{}]))
     # As `Task.process_results`: what no `take_first` picked is still a list of one.
     said = responses[0] if isinstance(responses[0], str) else responses[0][0]

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from backslide.errors import SuiteError
+from backslide.errors import SuiteError, number_of, shown
 from backslide.suite.distractors import DISTRACTORS, digest, distractors, pools_of, type_of
-from backslide.suite.item import AnswerItem, ChoiceItem, Item, Match, OpenItem, TextItem
+from backslide.suite.item import AnswerItem, ChoiceItem, Item, Match, OpenItem, TextItem, is_blank, seen
 from backslide.suite.layouts import (
     QUESTION_COLUMNS,
     TEXT_COLUMNS,
@@ -41,10 +41,11 @@ class Made:
     items: tuple[Item, ...]
     notes: tuple[str, ...] = ()
 
-    def suite(self, name: str) -> Suite:
-        """The items as a suite. Raises `SuiteError` where there are none."""
+    def suite(self, name: str, source: str | None = None) -> Suite:
+        """The items as a suite. Raises `SuiteError`, naming the source, where there are none."""
         if not self.items:
-            raise SuiteError(f"{name}: no item came of it: " + ("; ".join(self.notes) or "there was no row"))
+            why = "; ".join(self.notes) or "there was no row"
+            raise SuiteError(f"{source or name}: no item came of it: {why}; correct these rows, or add others")
         return Suite(name, self.items)
 
     def limited(self, limit: int | None) -> Made:
@@ -54,7 +55,7 @@ class Made:
         if limit is None or len(self.items) <= limit:
             return self
         kept = {item.id for item in sorted(self.items, key=lambda item: digest("limit", item.id))[:limit]}
-        note = f"{limit} of {len(self.items)} items are kept, as asked"
+        note = f"{limit} of {len(self.items)} items {'is' if limit == 1 else 'are'} kept, as asked"
         return Made(tuple(item for item in self.items if item.id in kept), (*self.notes, note))
 
 
@@ -70,7 +71,7 @@ class _LeftOut:
     @property
     def notes(self) -> tuple[str, ...]:
         return tuple(
-            f"left out, {reason}: {len(places)} row{'s' if len(places) > 1 else ''}, the first is {places[0]}"
+            f"left out, {reason}: {number_of(len(places), 'row')}, the first is {places[0]}"
             for reason, places in self.places.items()
         )
 
@@ -82,6 +83,7 @@ def from_qa(
     kind: Literal["answer", "choice"] | None = None,
     question: str | None = None,
     answer: str | None = None,
+    strict: bool = True,
 ) -> Made:
     """Items from questions with their accepted answers, in one of the layouts of `backslide.suite.layouts`.
 
@@ -98,15 +100,17 @@ def from_qa(
         kind: of the items; None: `choice` where the rows have choices, else `answer`.
         question: column with the question; None: the first usual name that is there.
         answer: column with the answer or the list of accepted answers; None: likewise.
+        strict: whether a row of which the choices are too few, empty or equal is an error; False: it is left out, and
+            said, for rows that are not the user's to mend.
 
     Raises:
-        SuiteError: a column is missing or of the wrong type, an answer is none of the choices, or there are too few
-            other answers for distractors.
+        SuiteError: a column is missing or of the wrong type, choices are too few, empty or equal, an answer is none of
+            them, or there are too few other answers for distractors.
     """
     layout = Layout.of(rows, question=question, answer=answer)
     kind = kind or ("choice" if layout.choices is not None else "answer")
     out = _LeftOut()
-    good = _questions(rows, layout, kind, out)
+    good = _questions(rows, layout, kind, out, strict)
     notes: tuple[str, ...] = ()
     items: list[Item] = []
     if kind == "choice":
@@ -134,9 +138,9 @@ class _Question:
 
 
 def _questions(
-    rows: Sequence[Row], layout: Layout, kind: Literal["answer", "choice"], out: _LeftOut
+    rows: Sequence[Row], layout: Layout, kind: Literal["answer", "choice"], out: _LeftOut, strict: bool
 ) -> list[_Question]:
-    chosen = _chosen(rows, layout)
+    chosen = _chosen(rows, layout, out, strict)
     asked: dict[tuple[str, ...], tuple[str, ...]] = {}
     good: list[_Question] = []
     for number, row in enumerate(rows):
@@ -151,7 +155,7 @@ def _questions(
         if not prompt or not said:
             out.add(f"the {'answer' if prompt else 'question'} is empty", row.place)
         elif chosen is not None and number not in chosen:
-            out.add("there are fewer than two choices, or one is empty or there twice", row.place)
+            continue  # said where its choices were looked at
         elif not answers:
             out.add("the answer is empty", row.place)
         elif len(prompt) > LONGEST:
@@ -167,20 +171,42 @@ def _questions(
     return good
 
 
-def _chosen(rows: Sequence[Row], layout: Layout) -> dict[int, tuple[tuple[str, ...], int]] | None:
+def _chosen(
+    rows: Sequence[Row], layout: Layout, out: _LeftOut, strict: bool
+) -> dict[int, tuple[tuple[str, ...], int]] | None:
     """Choices and the index of the right one, by the number of the row, of rows with usable ones; None where the
     layout has no choices.
     """
     if layout.choices is None:
         return None
-    offers = {number: offered(row, layout) for number, row in enumerate(rows)}
-    usable = {
-        number: offer
-        for number, offer in offers.items()
-        if offer.said and len(offer.texts) > 1 and all(offer.texts) and len(set(offer.texts)) == len(offer.texts)
-    }
+    usable = {}
+    for number, row in enumerate(rows):
+        offer = offered(row, layout)
+        if not offer.said or not layout.prompt_of(row)[0]:
+            continue
+        wrong = _unfit(offer.texts)
+        if wrong is None:
+            usable[number] = offer
+        elif strict:
+            raise SuiteError(f"{row.place}: {layout.choices} {wrong}; correct the row, or leave it out")
+        else:
+            out.add("its choices are too few, empty or equal", f"{row.place}, whose {layout.choices} {wrong}")
     right = right_choices(list(usable.values()), layout.answer or "")
     return {number: (offer.texts, gold) for (number, offer), gold in zip(usable.items(), right, strict=True)}
+
+
+def _unfit(choices: Sequence[str]) -> str | None:
+    """What is wrong with choices: too few, or one that is empty or looks like another."""
+    if len(choices) < 2:
+        return f"is {shown(list(choices))}, and two or more are needed"
+    looks = [seen(choice) for choice in choices]
+    for place, choice in enumerate(choices):
+        if is_blank(choice):
+            return f"has {shown(choice)} at {place} (from 0), which is empty"
+        if looks[place] in looks[:place]:
+            first = looks.index(looks[place])
+            return f"has {shown(choices[first])} at {first} and {shown(choice)} at {place} (from 0), which look equal"
+    return None
 
 
 def from_texts(rows: Sequence[Row], capability: str, *, text: str | None = None) -> Made:
@@ -204,7 +230,7 @@ def from_prompts(rows: Sequence[Row], capability: str, *, prompt: str | None = N
 
     Raises `SuiteError` where the column is missing or holds no text.
     """
-    layout = Layout.of(rows, question=prompt, usual=("prompt", *QUESTION_COLUMNS), answers=False)
+    layout = Layout.of(rows, question=prompt, usual=tuple(dict.fromkeys(("prompt", *QUESTION_COLUMNS))), answers=False)
     out = _LeftOut()
     made = []
     for row, said, passage in _distinct(((row, *layout.prompt_of(row)) for row in rows), "prompt", out):
@@ -264,17 +290,18 @@ def _with_distractors(good: Sequence[_Question]) -> tuple[list[_Question], tuple
     different = sum(map(len, pools.values()))
     if good and different <= DISTRACTORS:
         raise SuiteError(
-            f"{good[0].row.place}: the file has {different} different answers, and a choice item needs one right and "
-            f"{DISTRACTORS} wrong ones; add rows, or make items of kind answer (--kind answer)"
+            f"{good[0].row.place}: the file has {number_of(different, 'different answer')}, and a choice item needs "
+            f"one right and {DISTRACTORS} wrong ones; add rows, or make items of kind answer (--kind answer)"
         )
     found: list[_Question] = []
     other: list[str] = []
     for asked in good:
         wrong, alike = distractors(asked.prompt, asked.answers, pools)
         if len(wrong) < DISTRACTORS:
+            are = "is" if len(wrong) == 1 else "are"
             raise SuiteError(
-                f"{asked.row.place}: only {len(wrong)} of the other answers are wrong here, {DISTRACTORS} are needed; "
-                "add rows with other answers, or make items of kind answer (--kind answer)"
+                f"{asked.row.place}: only {len(wrong)} of the other answers {are} wrong here, {DISTRACTORS} are "
+                "needed; add rows with other answers, or make items of kind answer (--kind answer)"
             )
         if not alike:
             other.append(asked.row.place)

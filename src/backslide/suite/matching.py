@@ -8,8 +8,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from backslide.suite.item import Match
+from backslide.suite.patterns import is_found
+
+if TYPE_CHECKING:
+    from backslide.suite.item import Match
 
 # Thousands separators only where they group three digits, so "1,2" stays two numbers.
 _NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
@@ -22,6 +26,8 @@ def matches(reply: str, answers: Sequence[str], match: Match) -> bool:
     - ``number``: the *last* number in the reply equals the answer as a number;
     - ``contains``: an answer occurs as whole words, case folded;
     - ``regex``: a pattern is found (`re.search`) in the reply.
+
+    Raises `Unended` where a pattern is not through with the reply in the time that it has.
     """
     if not reply.strip():
         return False
@@ -29,7 +35,7 @@ def matches(reply: str, answers: Sequence[str], match: Match) -> bool:
         said = numbers(reply)
         return bool(said) and any(numbers(answer)[-1:] == said[-1:] for answer in answers)
     if match == "regex":
-        return any(re.search(pattern, reply) for pattern in answers)
+        return any(is_found(pattern, reply) for pattern in answers)
     folded = fold(reply)
     if match == "exact":
         return any(fold(answer) == folded for answer in answers)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backslide.errors import SuiteError
+from backslide.errors import SuiteError, number_of, shown
 from backslide.files import LONGEST_LINE, read_lines, text_lines
 
 TABLES = (".jsonl", ".csv", ".tsv")
@@ -40,7 +40,7 @@ def read_rows(path: str | Path) -> list[Row]:
     if ending == ".jsonl":
         return _some(path, [Row(f"{path}:{number}", row) for number, row in read_lines(path, SuiteError)])
     with _long_cells():
-        return _some(path, list(_read_csv(path, "\t" if ending == ".tsv" else ",")))
+        return list(_read_csv(path, "\t" if ending == ".tsv" else ","))
 
 
 def read_texts(path: str | Path) -> list[Row]:
@@ -99,8 +99,12 @@ def _paragraphs(path: Path) -> Iterator[Row]:
 
 def _some(path: Path, rows: list[Row]) -> list[Row]:
     if not rows:
-        raise SuiteError(f"{path}: is empty; a line a row is needed")
+        raise _empty(path)
     return rows
+
+
+def _empty(path: Path) -> SuiteError:
+    return SuiteError(f"{path}: is empty; a line a row is needed")
 
 
 @contextlib.contextmanager
@@ -116,28 +120,40 @@ def _long_cells() -> Iterator[None]:
 def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
     reader = csv.reader(_broken(text_lines(path, SuiteError)), delimiter=delimiter, strict=True)
     header: list[str] | None = None
-    line = 1
+    line, above, some = 1, "", False
     try:
         for cells in reader:
             place, line = f"{path}:{line}", reader.line_num + 1
-            if not any(cell.strip() for cell in cells):
+            if not any(cell.strip() for cell in cells) and (header is not None or len(cells) < 2):
                 continue
             if header is None:
-                header = [cell.strip() for cell in cells]
+                header, above = [cell.strip() for cell in cells], place
+                if not any(header):
+                    raise SuiteError(
+                        f"{place}: the header is {shown(delimiter.join(cells))}, which names no column; give each "
+                        "column a name, such as question and answer"
+                    )
                 twice = [name for name in header if header.count(name) > 1]
                 if twice:
                     raise SuiteError(f"{place}: the column {twice[0]!r} is there twice; rename one")
                 continue
             if len(cells) != len(header):
                 raise SuiteError(
-                    f"{place}: has {len(cells)} cells, the header has {len(header)}; put cells with a comma or a "
-                    "line break into double quotes"
+                    f"{place}: has {number_of(len(cells), 'cell')}, the header has {len(header)}; put cells with a "
+                    "comma or a line break into double quotes"
                 )
             yield Row(place, {name: _cell(cell) for name, cell in zip(header, cells, strict=True)})
+            some = True
+        if not some:
+            if header is None:
+                raise _empty(path)
+            raise SuiteError(f"{above}: the header is {shown(header)}, with no row below it; add a line a row")
     except csv.Error as bad:
-        why = f"not CSV: {bad}"
+        why = f"not CSV: {bad}".replace("'\t'", "a tab")
         if "field limit" in str(bad):
             why = f"a cell is longer than {LONGEST_LINE >> 20} MiB; close the double quotes that it begins with"
+        else:
+            why += "; close the double quotes that a cell begins with, and double those that are within one"
         raise SuiteError(f"{path}:{line}: {why}") from None
 
 

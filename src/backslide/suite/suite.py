@@ -79,8 +79,6 @@ class Suite:
             return cls.repertoire().sample(int(each))
         path = Path(source)
         found = list(_read((str(file), file) for file in _files(path)))
-        if not found:
-            raise SuiteError(f"{path}: the suite is empty; a line an item is needed")
         return cls(path.stem, tuple(item for item, _ in found), {item.id: place for item, place in found})
 
     @classmethod
@@ -159,10 +157,12 @@ def _files(path: Path) -> list[Path]:
     raise SuiteError(f"{path}: no such suite; give {_SOURCES}")
 
 
-def _read(files: Iterable[tuple[str, Path]]) -> Iterator[tuple[Item, str]]:
+def _read(named: Iterable[tuple[str, Path]]) -> Iterator[tuple[Item, str]]:
     """Each item and its place, of files that are called by the name beside them."""
     seen: dict[str, str] = {}
+    files = list(named)
     for name, path in files:
+        number = 0
         for number, row in read_lines(path, SuiteError):
             place = f"{name}:{number}"
             try:
@@ -175,3 +175,9 @@ def _read(files: Iterable[tuple[str, Path]]) -> Iterator[tuple[Item, str]]:
                 )
             seen[item.id] = place
             yield item, place
+        if not number:
+            # In a folder of several nobody would miss what should be in it.
+            mend = "a line an item is needed"
+            if len(files) > 1:
+                raise SuiteError(f"{path}: the file is empty; {mend}, or leave the file out")
+            raise SuiteError(f"{path}: the suite is empty; {mend}")
