@@ -44,7 +44,8 @@ def made(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             count["asked"] += len(outcomes)
             keep(outcomes)
 
-        bare = keep is not None and "ranks" not in more
+        # A repair keeps what it asks too, and probes nothing.
+        bare = keep is not None and more.get("probe", False) and "ranks" not in more
         return measure(self, model, keep=kept if bare else keep, **more)
 
     monkeypatch.setattr(mending, "tune", counted)
