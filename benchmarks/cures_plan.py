@@ -74,6 +74,8 @@ def runs() -> list[Run]:
     made += [Run(group="rate", method="full", rate=rate, seed=2) for rate in (1e-4, 5e-4)]
     made += [Run(group="rate", rate=rate, seed=2) for rate in (1e-4, 5e-4)]
     made += [Run(group="steps", steps=steps, seed=2) for steps in (10, 60)]
+    made += [Run(group="anchor", anchor=weight, seed=2) for weight in (1.0, 0.1)]
+    made += [Run(group="repair", alpha=0.2, seed=2)]
     return made
 
 
