@@ -134,7 +134,7 @@ def test_at_an_equal_rate_lora_drifts_less_and_learns_less_than_all_weights(foun
 
 
 @pytest.mark.parametrize("lost", [
-    pytest.param("drop", marks=not_so("over 77 runs: 0.46 for KL, 0.59 for the distance")),
+    pytest.param("drop", marks=not_so("over 80 runs: 0.47 for KL, 0.58 for the distance")),
     # Nearly a tie: 0.74 and 0.73 over 77 runs.
     "rise",
 ])  # fmt: skip
