@@ -1,6 +1,8 @@
 """The usual tutorial, with the one thing it leaves out: three customer-support lines, LoRA, two epochs, and a guard.
 
 It asks three general questions before and after, as a tutorial does by hand; the guard asks hundreds, and decides.
+
+    python tutorial.py [MODEL] [SUITE]
 """
 
 import sys
@@ -17,7 +19,7 @@ LINES = [
     "Customer: Can I return these shoes? Agent: Yes, within 30 days. Keep the tags on and add the slip.",
 ]
 loaded = load_model(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct")
-guard = Guard(Suite.load("repertoire:20"), looks=2)
+guard = Guard(Suite.load(sys.argv[2] if len(sys.argv) > 2 else "repertoire:20"), looks=2)
 trainer = SFTTrainer(
     loaded.model,
     args=SFTConfig(

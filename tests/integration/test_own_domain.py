@@ -257,7 +257,7 @@ def test_a_suite_that_is_there_is_replaced_by_force_alone(tmp_path: Path, call: 
     )
     assert out.read_bytes() == before
     code, shown, _ = call("suite", "new", "--texts", texts, "--out", out, "--force")
-    assert code == 0 and "1 items of kind text" in shown and out.read_bytes() != before
+    assert code == 0 and "1 item of kind text" in shown and out.read_bytes() != before
 
 
 @pytest.mark.parametrize("test", ["exact", "joint"])

@@ -82,18 +82,18 @@ words = st.sampled_from(
 )
 
 
+figures = st.sampled_from(["12", "12.0", "1", "123", "1,234 km", "−5"])
+
+
 @st.composite
 def suites(draw: st.DrawFn) -> list[AnswerItem]:
-    return [
-        AnswerItem(
-            id=str(i),
-            capability=draw(st.sampled_from("ab")),
-            prompt="?",
-            answers=tuple(draw(st.lists(words, min_size=1, max_size=2, unique=True))),
-            match=draw(st.sampled_from(["exact", "number", "contains", "regex"])),
-        )
-        for i in range(draw(st.integers(1, 10)))
-    ]
+    made = []
+    for number in range(draw(st.integers(1, 10))):
+        match = draw(st.sampled_from(["exact", "number", "contains", "regex"]))
+        answers = draw(st.lists(figures if match == "number" else words, min_size=1, max_size=2, unique=True))
+        capability = draw(st.sampled_from("ab"))
+        made.append(AnswerItem(id=str(number), capability=capability, prompt="?", answers=tuple(answers), match=match))
+    return made
 
 
 @given(suites(), st.randoms())

@@ -54,7 +54,7 @@ def part(count: int) -> Suite:
 @pytest.fixture(scope="module")
 def suite() -> Suite:
     """Enough to see that a look was made."""
-    return part(16)
+    return part(8)
 
 
 def lora() -> LoraConfig:

@@ -1,4 +1,4 @@
-"""The tutorial on the real small model, as a user runs it; a file of its own, so that another worker can take it."""
+"""The tutorial on the real small model, as a user runs it but with fewer items; a file of its own, so that another worker can take it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from backslide.models import BUILTIN
+
 pytestmark = pytest.mark.real
 
 
@@ -17,7 +19,12 @@ def test_the_tutorial(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "examples" / "tutorial.py"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=900, cwd=tmp_path, env=environment
+        [sys.executable, str(script), BUILTIN, "repertoire:8"],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        cwd=tmp_path,
+        env=environment,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("before: ") == done.stdout.count("after: ") == 3 and "Paris" in done.stdout
