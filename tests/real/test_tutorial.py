@@ -19,7 +19,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "examples" / "tutorial.py"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, str(script), BUILTIN, "repertoire:8"],
+        [sys.executable, str(script), BUILTIN, "repertoire:4"],
         capture_output=True,
         text=True,
         timeout=900,
