@@ -19,8 +19,9 @@ from backslide.models import Loaded, load_model
 from backslide.record import Record, pair
 from backslide.report.pages import write_pages
 from backslide.rundir import RunFolder, run_of
-from backslide.scoring.engine import Scorer, Settings, outcome, versions
+from backslide.scoring.engine import Scorer, Settings, versions
 from backslide.scoring.execute import Score
+from backslide.scoring.outcomes import outcome
 from backslide.scoring.work import Progress
 from backslide.suite.item import OpenItem
 from backslide.suite.lm_eval import TaskOptions, options_of

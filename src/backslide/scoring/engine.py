@@ -8,9 +8,8 @@ items ─ requests.ask ─► token requests ─ plan.plan ─► packed rows �
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,19 +20,18 @@ import transformers
 from backslide.errors import ModelError, SuiteError
 from backslide.models import model_fingerprint, tokenizer_fingerprint
 from backslide.noise import noise_between
-from backslide.record import LEAST_LOG, Header, Likeliest, Outcome, Record
+from backslide.record import Header, Outcome, Record
 from backslide.scoring.execute import Score
 from backslide.scoring.forward import is_exact, uncompiled
+from backslide.scoring.outcomes import blank, outcome
 from backslide.scoring.probe import foils, probe, probed
 from backslide.scoring.ranks import Ranks
 from backslide.scoring.requests import Asked, ask
 from backslide.scoring.runner import Pack, Runner, default_batch
 from backslide.scoring.session import session
 from backslide.scoring.work import Keep, Progress, Work, together
-from backslide.suite.item import AnswerItem, ChoiceItem, ContinuationItem, GenerationItem, Item, OpenItem, TextItem
-from backslide.suite.lm_eval_match import right_reply
-from backslide.suite.matching import matches
-from backslide.suite.patterns import Unended, slow_note
+from backslide.suite.item import Item
+from backslide.suite.patterns import slow_note
 from backslide.suite.suite import Part, Suite
 from backslide.version import __version__
 
@@ -209,12 +207,12 @@ class Scorer:
 
     def unanswered(self, model: Any, *, part: Part = "all", adapters: bool = True) -> Record:
         """A record that says what would be asked, without outcomes: pairing it tells early whether a baseline fits."""
-        blank = []
+        blanks = []
         for half in ("monitor", "gate") if part == "all" else (part,):
             items = tuple(item for item in self.suite.part(half) if item.judged)
             asked = self._ask(f"{half} half", items)
-            blank += [_blank(item, asked.digests[item.id]) for item in items]
-        return Record(self.header(model, part=part, adapters=adapters), tuple(blank))
+            blanks += [blank(item, asked.digests[item.id]) for item in items]
+        return Record(self.header(model, part=part, adapters=adapters), tuple(blanks))
 
     @cached_property
     def _tokenizer_fingerprint(self) -> str:
@@ -315,70 +313,6 @@ class Scorer:
             "device": device,
             **dataclasses.asdict(self.settings),
         }
-
-
-def outcome(
-    item: Item,
-    digest: str,
-    scores: list[Score],
-    said: Mapping[str, str],
-    tokens: int = 0,
-    slow: dict[str, str] | None = None,
-) -> Outcome:
-    """What the scores and replies of one item amount to; `tokens` is how many of them were scored.
-
-    A reply that a pattern is not through with in its time is wrong; the pattern goes into `slow`, under the item's id.
-    """
-    values = tuple(score.logprob if math.isfinite(score.logprob) else None for score in scores)
-    blank = _blank(item, digest)
-    if isinstance(item, (ChoiceItem, ContinuationItem)):
-        gold = item.gold if isinstance(item, ContinuationItem) else (item.gold,)
-        greedy = tuple(score.greedy for score in scores)
-        finite = [value for value in values if value is not None]
-        if len(finite) < len(values):
-            return dataclasses.replace(blank, correct=False, scores=values, greedy=greedy)
-        if isinstance(item, ContinuationItem) and item.greedy:
-            right, p = any(greedy[place] for place in gold), sum(math.exp(finite[place]) for place in gold)
-        else:
-            best = max(finite)
-            weights = [math.exp(value - best) for value in finite]
-            # Ties go to the first, as numpy's argmax does in lm-eval.
-            right, p = finite.index(best) in gold, sum(weights[place] for place in gold) / sum(weights)
-        return dataclasses.replace(blank, correct=right, p=min(p, 1.0), scores=values, greedy=greedy)
-    if isinstance(item, TextItem):
-        total = sum(value for value in values if value is not None) if None not in values else None
-        return dataclasses.replace(blank, scores=(total,), bytes=len(item.text.encode()))
-    if isinstance(item, OpenItem) and item.judged:
-        likeliest = _rounded(scores[0].likeliest) if None not in values else ()
-        return dataclasses.replace(blank, scores=values, tokens=tokens, likeliest=likeliest)
-    reply = said[item.id]
-    correct = None
-    if not isinstance(item, GenerationItem):
-        reply = reply.strip()
-    try:
-        if isinstance(item, GenerationItem):
-            correct = right_reply(reply, item)
-        elif isinstance(item, AnswerItem):
-            correct = matches(reply, item.answers, item.match)
-    except Unended as bad:
-        correct = False
-        if slow is not None:
-            slow[item.id] = bad.pattern
-    return dataclasses.replace(blank, correct=correct, reply=reply)
-
-
-def _rounded(places: Sequence[Likeliest]) -> tuple[Likeliest, ...]:
-    """As a record keeps it; nothing where a number is none."""
-    if any(math.isnan(log) for _, logs in places for log in logs):
-        return ()
-    # A model may rule a token out, which then counts as barely possible. Rounded logarithms may not pass 0 either.
-    return tuple((ids, tuple(round(min(max(log, LEAST_LOG), 0.0), 4) + 0.0 for log in logs)) for ids, logs in places)
-
-
-def _blank(item: Item, digest: str) -> Outcome:
-    return Outcome(
-        id=item.id, kind=item.kind, capability=item.capability, request=digest, cluster=item.cluster
-    )  # fmt: skip
 
 
 def versions() -> dict[str, str]:
