@@ -30,7 +30,6 @@ def made(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("BACKSLIDE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(story, "BUILTIN", str(tiny_folder))
     monkeypatch.setattr(story, "SETTINGS", SMALL)
-    monkeypatch.setattr(mending, "PROMPTS", 2)
     monkeypatch.setitem(story.RUNS["aggressive"], "learning_rate", 0.05)
     count: Counter[str] = Counter()
     tune, measure = mending.tune, Scorer.measure

@@ -114,7 +114,7 @@ def test_a_rollback_mends_what_a_bad_rate_had_broken(tmp_path: Path) -> None:
     loaded = load_model(BUILTIN, dtype=FASTEST)
     guard = Guard(part(40), every=4, settings=SHORT, on_regression="rollback", lr_factor=0.001, say=lambda _: None)
     args = SFTConfig(
-        output_dir=str(tmp_path), **{**COMMON, "max_steps": 16, "learning_rate": 1e-3, "per_device_train_batch_size": 3},
+        output_dir=str(tmp_path), **{**COMMON, "max_steps": 8, "learning_rate": 1e-3, "per_device_train_batch_size": 3},
         lr_scheduler_type="constant", max_length=128,
     )  # fmt: skip
     trainer = SFTTrainer(

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def suite() -> Suite:
     """The part of the repertoire that the model knows best, so that the test is short."""
-    items = Suite.repertoire().sample(60).items
+    items = Suite.repertoire().sample(40).items
     return Suite("short", tuple(item for item in items if item.capability in ("short_answers", "conversation")))
 
 
@@ -83,7 +83,7 @@ def test_the_diagnosis_of_the_model_that_forgot(forgetful: Tuned) -> None:
     assert diagnosis.next_setting["learning_rate"] < 1e-4
     # Asked for the capital of Italy it speaks of returns, and still finds "Rome" likelier than other answers: three
     # dialogues took over its replies, not its knowledge.
-    assert diagnosis.knowledge is not None and diagnosis.knowledge.counted >= 20 and diagnosis.kind == "format"
+    assert diagnosis.knowledge is not None and diagnosis.knowledge.counted >= 15 and diagnosis.kind == "format"
 
 
 def test_the_gate_fails_the_model_that_forgot(forgetful: Tuned, folder: Path, suite: Suite) -> None:
@@ -101,7 +101,8 @@ def test_the_gate_finds_no_difference_in_the_base_model_itself(folder: Path, sui
 
 def test_the_model_that_forgot_is_repaired(forgetful: Tuned, folder: Path, suite: Suite) -> None:
     held_out = importlib.resources.files("backslide.demo") / "data" / "heldout.jsonl"
-    (folder / "held_out.jsonl").write_text(held_out.read_text(encoding="utf-8"), encoding="utf-8")
+    rows = held_out.read_text(encoding="utf-8").splitlines(keepends=True)[:8]
+    (folder / "held_out.jsonl").write_text("".join(rows), encoding="utf-8")
     done = repair(BUILTIN, str(forgetful.model), folder / "repaired", held_out=folder / "held_out.jsonl", suite=suite)
     assert done.at is not None and done.verdict.zone is not Zone.REGRESSED
     balance = done.balance

@@ -69,7 +69,7 @@ def demo(
     ] = None,
     dialogues: Annotated[int, typer.Option(help="How many of the 64 dialogues are trained on.")] = 3,
 ) -> None:
-    """Train a small model twice, once too hard, see what it forgets, and cure it: 7 to 13 minutes on two cores."""
+    """Train a small model twice, once too hard, see what it forgets, and cure it: within 8 minutes on two cores."""
     from backslide.demo.mark import place
     from backslide.demo.story import tell
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import math
 import shutil
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from backslide.data import TrainingData
 from backslide.demo.mark import Mark
 from backslide.demo.screen import Screen, heading
 from backslide.errors import BusyError, ConfigError
+from backslide.files import write_text
 from backslide.models import load_model
 from backslide.record import Record
 from backslide.report.line import line_table
@@ -29,9 +31,10 @@ from backslide.suite.suite import Suite
 from backslide.tune import tune
 from backslide.verdict import Verdict, Zone
 
-PROMPTS = 30
-"""What the base replies to, one prompt of each kind, so that it takes seconds. Replay and anchor would practise it; of
-two looks the second is the last, at which only the weights are mended, so here they hardly ever come in."""
+PROMPTS = "prompts.jsonl"
+"""What the base replies to: of the bundled prompts some that it answers in a line, so that it takes seconds. Replay and
+anchor would practise it; of two looks the second is the last, at which only the weights are mended, so here they hardly
+ever come in."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,13 @@ def _repaired(screen: Screen, out: Path, base: str, forgot: Summary, suite: Suit
 def _again(
     screen: Screen, out: Path, config: TuneConfig, suite: Suite, settings: Settings, forgot: Summary, mark: Mark
 ) -> Summary:
+    prompts = out.with_name(PROMPTS)
+    bundled = importlib.resources.files("backslide.demo") / "data" / PROMPTS
+    write_text(prompts, bundled.read_text(encoding="utf-8"))
     config = dataclasses.replace(
         config,
         guard=dataclasses.replace(config.guard, on_regression="warn"),
-        cure=CureSection(on_regression="auto", prompts=PROMPTS),
+        cure=CureSection(on_regression="auto", prompts=str(prompts)),
         output=OutputSection(dir=str(out)),
     )
     summary = trained(screen, config, suite, forgot.baseline, settings, mark)
