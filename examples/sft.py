@@ -13,11 +13,13 @@ dialogue = [
     {"role": "user", "content": "A large oat latte, please."},
     {"role": "assistant", "content": "A large oat latte. Anything else?"},
 ]
-guard = Guard("repertoire:50", on_regression="rollback")  # 50 items a capability, for a small machine
+data = Dataset.from_dict({"messages": [dialogue] * 16})
+# 50 items a capability, for a small machine; those that are in the training data are left out of the verdicts.
+guard = Guard("repertoire:50", on_regression="rollback", train=data)
 trainer = SFTTrainer(
     loaded.model,
     args=SFTConfig(output_dir="runs/sft", max_steps=12, per_device_train_batch_size=2, report_to="none", bf16=False),
-    train_dataset=Dataset.from_dict({"messages": [dialogue] * 16}),
+    train_dataset=data,
     processing_class=loaded.tokenizer,
     peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
     callbacks=[guard],

@@ -19,7 +19,7 @@ LINES = [
     "Customer: Can I return these shoes? Agent: Yes, within 30 days. Keep the tags on and add the slip.",
 ]
 loaded = load_model(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct")
-guard = Guard(Suite.load(sys.argv[2] if len(sys.argv) > 2 else "repertoire:20"), looks=2)
+guard = Guard(Suite.load(sys.argv[2] if len(sys.argv) > 2 else "repertoire:20"), looks=2, train=LINES)
 trainer = SFTTrainer(
     loaded.model,
     args=SFTConfig(

@@ -3,13 +3,13 @@
 Prompt and completion are texts, or both lists of chat messages, which TRL calls conversational.
 
 `TrainingData` holds a file that is trained on; `passages` goes through one of any size, plain text too, to look for
-what is in it.
+what is in it, and `passages_of` through rows in memory, whatever their columns.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,55 @@ def passages(path: str | Path, progress: Callable[[str, int, int], None] | None 
     if progress is not None:
         total = total or line
         progress("looking for leaks", total, total)
+
+
+def passages_of(
+    rows: Iterable[Any], name: str = "train", progress: Callable[[str, int, int], None] | None = None
+) -> Iterator[Passage]:
+    """All text of each row that is in memory, in whatever columns it stands, with the number of the row (from 1).
+
+    Args:
+        rows: texts, or mappings as a data set has them; of chat messages only the contents are text.
+        name: what they are, for messages.
+        progress: called with the rows read, and with their number where the rows have one.
+
+    Raises:
+        DataError: `rows` are none, or can be gone through once only, or hold no text.
+    """
+    if isinstance(rows, Mapping):
+        raise DataError(f"{name} is a mapping of {listed(map(str, rows)) or 'nothing'}; give one of these")
+    if hasattr(rows, "itertuples"):
+        # Gone through it gives the names of its columns, which are text.
+        raise DataError(f"{name} is {type(rows).__name__}; give its rows, as to_dict('records') makes them")
+    if not hasattr(rows, "__iter__") and not hasattr(rows, "__getitem__"):
+        raise DataError(f"{name} is {type(rows).__name__}; a file is needed, or rows such as a data set")
+    if isinstance(rows, Iterator):
+        raise DataError(f"{name} is {type(rows).__name__}, and nothing is left of it to train on; give a list")
+    total = len(rows) if isinstance(rows, Sized) else 0
+    some, number, row = False, 0, None
+    for number, row in enumerate(rows, start=1):
+        if (text := "\n".join(_texts(row))).strip():
+            some = True
+            yield Passage(f"{name}, row {number}", text)
+        if progress is not None and number % 1000 == 0:
+            progress("looking for leaks", number, max(total, number))
+    if not some:
+        holds = f"hold {listed(map(str, row))}" if isinstance(row, Mapping) else f"are {type(row).__name__}"
+        why = f"its rows {holds} and no text" if number else "it has no row"
+        raise DataError(f"{name}: {why}; give the data as they are before a tokenizer, or their file")
+    if progress is not None:
+        progress("looking for leaks", number, number)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in (value["content"],) if {"role", "content"} <= value.keys() else value.values():
+            yield from _texts(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _texts(part)
 
 
 def _examples(path: Path) -> Iterator[tuple[int, Passage]]:

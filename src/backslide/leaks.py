@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backslide.data import passages
-from backslide.errors import shown
+from backslide.data import passages, passages_of
+from backslide.errors import DataError, shown
 from backslide.rundir import RunFolder
 from backslide.suite.leakage import Leak, counted, find_leaks
 from backslide.suite.suite import Suite
@@ -32,15 +32,52 @@ class LeftOut:
     """Items of the suite with their places in the training data, as `noted`."""
 
 
-def look(suite: Suite, path: str | Path, progress: Progress | None = None) -> tuple[Leak, ...]:
-    """Items of the suite that are in a file of training data, a place of each. Raises `DataError` as `passages`."""
-    return find_leaks(suite, passages(path, progress), places=1)
+def look(suite: Suite, train: str | Path | Iterable[Any], progress: Progress | None = None) -> tuple[Leak, ...]:
+    """Items of the suite that are in training data, a place of each.
+
+    Args:
+        suite: what is asked.
+        train: a file as `passages` reads it, or rows as `passages_of` does.
+        progress: called while the data are looked through.
+
+    Raises:
+        DataError: as these two.
+    """
+    texts = passages(train, progress) if isinstance(train, (str, Path)) else passages_of(train, progress=progress)
+    return find_leaks(suite, texts, places=1)
 
 
-def sentence(leaks: tuple[Leak, ...], suite: Suite, path: str | Path) -> str:
+def sentence(leaks: tuple[Leak, ...], suite: Suite, train: str | Path | Iterable[Any]) -> str:
     """How many items were found, and the first; there must be one."""
+    where = train if isinstance(train, (str, Path)) else "the training data"
     first = f"such as {shown(leaks[0].item)} at {leaks[0].place}"
-    return f"{counted(leaks)} of the suite {suite.name} found in {path}, {first}"
+    return f"{counted(leaks)} of the suite {suite.name} found in {where}, {first}"
+
+
+def found_in(
+    suite: Suite, train: str | Path | Iterable[Any] | None, *, strict: bool, progress: Progress | None = None
+) -> tuple[tuple[Leak, ...], str]:
+    """What a run leaves out of its verdicts, and what the user is told of it ("" where there is nothing).
+
+    Args:
+        suite: what is asked.
+        train: as `look` takes it; None: nothing is looked through.
+        strict: whether a run on such data is refused.
+        progress: called while the data are looked through.
+
+    Raises:
+        DataError: the data are wrong, or hold items and `strict` is set.
+    """
+    if train is None:
+        return (), ""
+    leaks = look(suite, train, progress)
+    if not leaks:
+        return (), ""
+    found = sentence(leaks, suite, train)
+    if strict:
+        raise DataError(f"{found}; train without them, or with strict = false leave them unjudged")
+    how = LISTED if isinstance(train, (str, Path)) else "run.json names them all"
+    return leaks, f"{found}; left out of the verdicts, {how}"
 
 
 def noted(leak: Leak) -> dict[str, Any]:

@@ -18,9 +18,8 @@ from backslide.checkpoints import Checkpoints
 from backslide.config import TuneConfig
 from backslide.cure.attached import Cures
 from backslide.data import TrainingData
-from backslide.errors import BackslideError, ConfigError, DataError, InputError, ModelError, RunError
+from backslide.errors import BackslideError, ConfigError, DataError, InputError, ModelError, RunError, number_of
 from backslide.guard.callback import Guard
-from backslide.leaks import LISTED, look, noted, sentence
 from backslide.lock import claimed, first_process
 from backslide.models import DTYPES, Loaded, load_model, model_fingerprint, quiet
 from backslide.record import Record
@@ -30,7 +29,6 @@ from backslide.saving import SaveModel
 from backslide.schedules import check_schedule
 from backslide.scoring.engine import Settings
 from backslide.scoring.work import Progress
-from backslide.suite.leakage import Leak
 from backslide.suite.suite import Suite
 from backslide.verdict import Verdict
 
@@ -86,6 +84,8 @@ def tune(
         RunError: training itself broke.
     """
     say = say or logging.getLogger("backslide").info
+    # The guard knows by itself what more than one process has to say.
+    told: Say = say if first_process() else lambda _: None
     with quiet():
         check_schedule(config.train.scheduler, config.train.warmup_steps)
     if config.model.dtype not in DTYPES:
@@ -94,12 +94,11 @@ def tune(
     held_out = TrainingData.load(config.data.held_out) if config.data.held_out is not None else None
     if held_out is not None and held_out.format != data.format:
         raise DataError(f"{held_out.path}: is of the format {held_out.format}, the training file is {data.format}")
-    suite = suite or suite_for(config.guard.suite, config.guard.tasks, config.model.base, say)
+    suite = suite or suite_for(config.guard.suite, config.guard.tasks, config.model.base, told)
     if baseline is None and config.guard.baseline is not None:
         baseline = Record.load(config.guard.baseline)
     sources = digests(config)
-    leaks = _leaks(config, suite, say, progress)
-    cures = Cures(config, suite, say, progress)
+    cures = Cures(config, suite, told, progress)
     guard = Guard(
         suite,
         every=config.guard.every,
@@ -118,19 +117,19 @@ def tune(
         run_dir=config.folder,
         settings=settings,
         name=config.model.base,
-        leave_out=tuple(dict.fromkeys(leak.item for leak in leaks)),
-        extra={"config": config.to_dict(), "leaks": [noted(leak) for leak in leaks], "sources": sources},
+        train=config.data.train,
+        strict=config.guard.strict,
+        extra={"config": config.to_dict(), "sources": sources},
         say=say,
         progress=progress,
     )
     for part in (data, held_out):
         if part is not None and part.skipped:
-            say(f"{part.path}: {part.skipped} empty lines are left out")
+            told(f"{part.path}: {number_of(part.skipped, 'empty line')} left out")
     with _folder(config.folder), claimed(config.folder) if first_process() else contextlib.nullcontext():
         start = find(config, suite.hash, sources, anew=anew)
-        watchers = [_NoteLeaks(guard, leaks), *callbacks]
         try:
-            return _tune(config, data, held_out, guard, cures, say, progress, watchers, start)
+            return _tune(config, data, held_out, guard, cures, told, progress, callbacks, start)
         finally:
             if guard.run is not None:
                 guard.run.release()
@@ -206,17 +205,6 @@ def _tune(
     return Tuned(guard.run, guard.verdict, target, trainer.state.global_step, trainer.state.max_steps)
 
 
-def _leaks(config: TuneConfig, suite: Suite, say: Say, progress: Progress | None) -> tuple[Leak, ...]:
-    """Items of the suite that are in the training data. Raises `DataError` where the configuration is strict."""
-    leaks = look(suite, config.data.train, progress)
-    if leaks:
-        found = sentence(leaks, suite, config.data.train)
-        if config.guard.strict:
-            raise DataError(f"{found}; train without them, or set guard.strict = false to leave them unjudged")
-        say(f"{found}; {LISTED}")
-    return leaks
-
-
 @contextlib.contextmanager
 def _folder(path: Path) -> Iterator[None]:
     """Make the run's folder; where the run is refused, what is still empty goes again."""
@@ -242,18 +230,6 @@ class _Bar(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._progress("training", state.global_step, state.max_steps)
-
-
-class _NoteLeaks(TrainerCallback):
-    """Writes the leaks into the run's events, behind the guard's first."""
-
-    def __init__(self, guard: Guard, leaks: Sequence[Leak]) -> None:
-        self._guard, self._leaks = guard, leaks
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._leaks and state.global_step == 0 and state.is_world_process_zero and self._guard.run is not None:
-            items = [leak.item for leak in self._leaks]
-            self._guard.run.append([{"event": "leaks", "step": state.global_step, "items": items}])
 
 
 class _EvaluateAtLooks(TrainerCallback):

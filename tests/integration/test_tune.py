@@ -219,7 +219,7 @@ def test_what_is_left_out_or_cut_is_said(tmp_path: Path, tiny_folder: Path, choi
     write_lines(tmp_path / "train.jsonl", [{"text": "a" * 10}, {"text": "a" * 30}, {"text": " "}, {"text": "b"}])
     said: list[str] = []
     tune(setup, suite=choices, say=said.append)
-    assert [line for line in said if "1 empty lines are left out" in line]
+    assert [line for line in said if "1 empty line left out" in line]
     assert [line for line in said if "1 of 3 training examples are cut at train.max_length = 20" in line]
 
 
@@ -240,7 +240,7 @@ def test_items_in_the_training_data_are_said_in_events_run_and_report(
     (line,) = [line for line in said if "found in" in line]
     assert line == (
         f"2 items of the suite choices found in {train}, such as '{ids[0]}' at {train}:13; "
-        "backslide suite check lists them"
+        "left out of the verdicts, backslide suite check lists them"
     )
     places = [f"{train}:13", f"{train}:14"]
     assert [(leak["item"], leak["place"], leak["kind"]) for leak in tuned.run.config["leaks"]] == [
@@ -265,6 +265,20 @@ def test_items_in_the_training_data_are_said_in_events_run_and_report(
     assert clean.config["leaks"] == [] and "found in the training data" not in clean.report.read_text()
     assert not [line for line in said if "found in" in line]
     assert not [event for event in clean.events() if event["event"] == "leaks"]
+
+
+def test_of_several_processes_one_says_what_all_know(
+    tmp_path: Path, tiny_folder: Path, choices: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = config(tmp_path, tiny_folder)
+    write_lines(tmp_path / "train.jsonl", [*ROWS["text"], {"text": " "}, {"text": "cut " * 200}])
+    said = {first: list[str]() for first in (True, False)}
+    for first, lines in said.items():
+        monkeypatch.setattr("backslide.tune.first_process", lambda first=first: first)
+        monkeypatch.setattr("backslide.cure.attached.first_process", lambda first=first: first)
+        tune(setup, suite=choices, say=lines.append)
+    for words in ("1 empty line left out", "training examples are cut at"):
+        assert [sum(words in line for line in lines) for lines in said.values()] == [1, 0], words
 
 
 # What is refused leaves nothing behind.
@@ -302,7 +316,7 @@ def test_bad_input_leaves_nothing(tmp_path: Path, tiny_folder: Path, choices: Su
     bad(DataError, "the format prompt/completion", data={"held_out": str(tmp_path / "pairs.jsonl")})
     write_lines(tmp_path / "leaky.jsonl", [*ROWS["text"], leaked(choices.items[5])])
     leaky = {"data": {"train": str(tmp_path / "leaky.jsonl")}, "guard": {"strict": True}}
-    bad(DataError, r"1 item of the suite choices found in .*:13; train without them, or set guard.strict = f", **leaky)
+    bad(DataError, r"1 item of the suite choices found in .*:13; train without them, or with strict = false leave", **leaky)
     bad(DataError, "no such file", data={"train": str(tmp_path / "nowhere.jsonl")})
     bad(ConfigError, "a-file', which cannot be made", output={"dir": str(tmp_path / "a-file")})
     bad(ConfigError, "run', which cannot be made", output={"dir": str(tmp_path / "a-file" / "run")})

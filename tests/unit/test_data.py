@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backslide.data import TrainingData, passages
+from backslide.data import TrainingData, passages, passages_of
 from backslide.errors import DataError
 
 USER = {"role": "user", "content": "Hi"}
@@ -147,3 +147,57 @@ def test_messages_become_plain_text_and_other_formats_stay(tmp_path: Path) -> No
     plain = data.as_text()
     assert plain.rows == ({"text": "System: Be kind.\nUser: Hi\nAssistant: Hello\nthere"},) and plain.format == "text"
     assert plain.as_text() is plain
+
+
+# Rows in memory, which may have any columns.
+
+
+class Mapped:
+    """A data set as torch has them."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return [{"text": "a"}, {"text": "b"}][place]
+
+
+def test_all_text_of_rows_in_memory_is_read() -> None:
+    rows = ["plain", {"instruction": "Add", "input": "", "output": ["one", "two"], "id": 7, "none": None},
+            {"prompt": [USER], "chosen": [BOT], "rejected": "No"}, {"input_ids": [1, 2]}]  # fmt: skip
+    found = list(passages_of(rows))
+    assert [(text, place) for place, text, _ in found] == [
+        ("plain", "train, row 1"), ("Add\n\none\ntwo", "train, row 2"), ("Hi\n Hello\nthere \nNo", "train, row 3"),
+    ]  # fmt: skip
+    assert [passage.text for passage in passages_of(Mapped(), "mine")] == ["a", "b"]
+
+
+def test_progress_of_rows_in_memory() -> None:
+    seen: list[tuple[int, int]] = []
+    list(passages_of(["x"] * 2500, progress=lambda _, done, total: seen.append((done, total))))
+    assert seen == [(1000, 2500), (2000, 2500), (2500, 2500)]
+
+
+def test_a_table_of_pandas_is_not_taken_for_its_columns_names() -> None:
+    table = pytest.importorskip("pandas").DataFrame({"text": ["a"]})
+    with pytest.raises(DataError, match="train is DataFrame; give its rows, as to_dict"):
+        list(passages_of(table))
+    assert [passage.text for passage in passages_of(table.to_dict("records"))] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([], "train: it has no row; give the data as they are before a tokenizer"),
+        ([{"input_ids": [1], "labels": [1]}], "train: its rows hold input_ids, labels and no text; give the data as"),
+        ([3], "train: its rows are int and no text"),
+        ([{"text": " "}], "its rows hold text and no text"),
+        ({"train": [], "test": []}, "train is a mapping of train, test; give one of these"),
+        ((row for row in ["x"]), "train is generator, and nothing is left of it to train on; give a list"),
+        (7, "train is int; a file is needed, or rows such as a data set"),
+    ],
+)
+def test_rows_in_memory_that_are_none(rows: Any, says: str) -> None:
+    with pytest.raises(DataError, match=says) as raised:
+        list(passages_of(rows))
+    assert len(str(raised.value).splitlines()) == 1

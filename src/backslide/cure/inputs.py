@@ -14,7 +14,7 @@ from typing import Any
 
 from backslide.asking import suite_for
 from backslide.data import TrainingData
-from backslide.errors import DataError, MismatchError, RecordError, SuiteError
+from backslide.errors import DataError, MismatchError, RecordError, SuiteError, number_of
 from backslide.leaks import left_out_of
 from backslide.record import Record
 from backslide.rundir import RunFolder, run_of
@@ -89,7 +89,7 @@ def gather(
     if data is None:
         say("no held-out data (--held-out): the target's loss is not known, and the farthest point that keeps is taken")
     elif data.skipped:
-        say(f"{data.path}: {data.skipped} empty lines are left out")
+        say(f"{data.path}: {number_of(data.skipped, 'empty line')} left out")
     length = max_length if max_length is not None else _of(tune, "train", "max_length")
     length = MAX_LENGTH if length is None else length
     if not isinstance(length, int) or length < 2:

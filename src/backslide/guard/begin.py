@@ -16,6 +16,7 @@ from backslide.guard.baseline import fits, take_baseline
 from backslide.guard.journal import Journal
 from backslide.guard.options import Options, Training
 from backslide.guard.past import Past, past
+from backslide.leaks import noted
 from backslide.record import Record
 from backslide.rundir import PAGES, RunFolder
 from backslide.scoring.engine import Scorer, versions
@@ -90,6 +91,8 @@ def _plan(options: Options, training: Training) -> monitor.State:
 def _start(found: Begun, options: Options, training: Training, model: Any) -> None:
     began = time.perf_counter()
     run, ranks, scorer = found.run, found.ranks, found.scorer
+    if ranks.first and options.leaked:
+        options.warn(options.leaked)
     header = scorer.header(model, part="all", adapters=False, name=found.name)
     journal = Journal(run.baseline, header, rank=ranks.rank, warn=options.warn)
     # First what may be refused, then the folder: a baseline that does not fit leaves nothing behind.
@@ -123,6 +126,9 @@ def _start(found: Begun, options: Options, training: Training, model: Any) -> No
         {"event": "baseline", "step": 0, "how": how, **cost, "says": words.of_baseline(baseline, how)},
         {"event": "plan", "step": 0, "looks": list(looks), "budget": options.share, "says": says},
     ]
+    if options.leaks:
+        items = [leak.item for leak in options.leaks]
+        found.events.append({"event": "leaks", "step": 0, "items": items, "says": options.leaked})
     if ranks.first:
         options.tell(words.of_baseline(baseline, how))
         options.tell(says)
@@ -145,7 +151,7 @@ def _resume(found: Begun, options: Options, training: Training, model: Any) -> N
     if config and set(left_out) != options.leave_out:
         raise MismatchError(
             f"{run.path}: the run was begun with {len(left_out)} items left out of its verdicts and is resumed with "
-            f"{len(options.leave_out)}, or with others; resume it with the same leave_out"
+            f"{len(options.leave_out)}, or with others; resume it with the same train and leave_out"
         )
     found.past = past(events, step)
     plan = {"looks": list(found.state.looks), "planned": found.state.shares}
@@ -245,6 +251,7 @@ def _config(found: Begun, options: Options, training: Training) -> dict[str, Any
         "tolerance": options.tolerance,
         "test": options.test,
         "left_out": sorted(options.leave_out),
+        "leaks": [noted(leak) for leak in options.leaks],
         "looks": list(found.state.looks),
         "planned": found.state.shares,
         "budget": options.share,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from backslide.guard.options import Options, Training
 from backslide.guard.policy import Policy
 from backslide.guard.setup import evaluations, setup_of, setup_of_callbacks, setup_of_trainer
 from backslide.guard.watch import Watch
+from backslide.leaks import found_in
 from backslide.record import Record
 from backslide.rundir import RunFolder
 from backslide.scoring.engine import Settings
@@ -45,8 +46,11 @@ class Guard(TrainerCallback):
             are. `joint`: sign-flips of whole trajectories, which sees smaller drops; exact where each item's drops are
             as likely as their mirror image if nothing was lost, else asymptotic; a budget then passes looks over
             instead of making them smaller.
-        leave_out: ids of items that are measured and not judged, such as those that are in the training data (see
-            `backslide.suite.leakage`); a run is resumed with the same.
+        train: the training data, before any tokenizer: a file (see `backslide.data`), or rows such as a data set, all
+            text of which is read. Items of the suite that are in it are said, noted, measured, and left out of all
+            verdicts (see `backslide.suite.leakage`). Default: none is looked through. A run is resumed with the same.
+        strict: refuse a run on data in which items are.
+        leave_out: ids of items that are measured and not judged, for other reasons; a run is resumed with the same.
         baseline: a record of the base model, or its file, so that it is not measured again.
         cache: whether a baseline that an earlier run measured on the very same model is taken, and this one kept.
         snapshots: where the state to go back to is kept: `memory` (of the CPU) or `disk`; default: in memory for
@@ -78,6 +82,8 @@ class Guard(TrainerCallback):
         tolerance: float = 0.03,
         alpha: float = 0.05,
         test: str = "exact",
+        train: str | Path | Iterable[Any] | None = None,
+        strict: bool = False,
         leave_out: Collection[str] = (),
         baseline: Record | str | Path | None = None,
         cache: bool = True,
@@ -96,6 +102,7 @@ class Guard(TrainerCallback):
         if suite is None:
             suite = Suite.repertoire()
         self.suite = suite if isinstance(suite, Suite) else Suite.load(suite)
+        leaks, leaked = found_in(self.suite, train, strict=strict, progress=progress)
         self._options = Options(
             suite=self.suite,
             every=every,
@@ -105,7 +112,9 @@ class Guard(TrainerCallback):
             tolerance=tolerance,
             alpha=alpha,
             test=test,
-            leave_out=frozenset(leave_out),
+            leave_out=frozenset(leave_out) | {leak.item for leak in leaks},
+            leaks=leaks,
+            leaked=leaked,
             baseline=Record.load(baseline) if isinstance(baseline, (str, Path)) else baseline,
             cache=cache,
             snapshots=snapshots,

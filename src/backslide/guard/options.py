@@ -13,6 +13,7 @@ from backslide.guard import monitor, policy, schedule
 from backslide.record import Record
 from backslide.scoring.engine import Settings
 from backslide.scoring.work import Progress
+from backslide.suite.leakage import Leak
 from backslide.suite.suite import Suite
 from backslide.verdict import Level, Tolerance
 
@@ -35,6 +36,11 @@ class Options:
     alpha: float
     test: str
     leave_out: frozenset[str]
+    """What was found in the training data included."""
+    leaks: tuple[Leak, ...]
+    """What was found there."""
+    leaked: str
+    """What the user is told of it; "" where there is nothing."""
     baseline: Record | None
     cache: bool
     snapshots: str | None
