@@ -9,6 +9,7 @@ what is in it, and `passages_of` through rows in memory, whatever their columns.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ from backslide.suite.leakage import OVERLAP, Passage
 
 FORMATS = {"messages": ("messages",), "prompt/completion": ("prompt", "completion"), "text": ("text",)}
 """Name and keys of each format, in TRL's words."""
+
+COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "conversations", "question", "instruction"}
+"""Columns with texts, one of which stands beside tokens where a data set has kept them."""
+MEDIA = ("Audio", "Image", "Pdf", "Video")
+"""Kinds of columns of a data set that are not text, and take time or libraries to decode."""
 
 PLAIN = (".txt", ".md")
 """Names of files that are text, not JSON Lines."""
@@ -95,19 +101,23 @@ class TrainingData:
         return TrainingData(self.path, self.format, rows, self.skipped)
 
 
-def passages(path: str | Path, progress: Callable[[str, int, int], None] | None = None) -> Iterator[Passage]:
+def passages(
+    path: str | Path, progress: Callable[[str, int, int], None] | None = None, *, any_columns: bool = False
+) -> Iterator[Passage]:
     """Every example of a training file as text, with its place; of plain text (`.txt`, `.md`) overlapping blocks.
 
     Args:
         path: JSON Lines in one of `FORMATS`, or plain text; read a line at a time, whatever its size.
         progress: called with the lines read, and with their number.
+        any_columns: whether lines may be in no format of `FORMATS`; all their text is read then, as by `passages_of`.
 
     Raises:
         DataError: as `TrainingData.load` does.
     """
     path = Path(path)
     total, some, line = 0, False, 0
-    for line, passage in _plain(path) if path.suffix.lower() in PLAIN else _examples(path):
+    read = _plain if path.suffix.lower() in PLAIN else _lines_of if any_columns else _examples
+    for line, passage in read(path):
         if passage.text.strip():
             some = True
             yield passage
@@ -122,57 +132,96 @@ def passages(path: str | Path, progress: Callable[[str, int, int], None] | None 
 
 
 def passages_of(
-    rows: Iterable[Any], name: str = "train", progress: Callable[[str, int, int], None] | None = None
+    rows: Any, name: str = "train", progress: Callable[[str, int, int], None] | None = None
 ) -> Iterator[Passage]:
-    """All text of each row that is in memory, in whatever columns it stands, with the number of the row (from 1).
+    """All text of each row that is in memory, in whatever columns it stands; its place is as in `train[3]`.
 
     Args:
-        rows: texts, or mappings as a data set has them; of chat messages only the contents are text.
+        rows: texts, or mappings as a data set has them, gone through once. Of chat messages the contents are text;
+            a number is text where it is the value of a column. Images, sounds and videos are not decoded.
         name: what they are, for messages.
         progress: called with the rows read, and with their number where the rows have one.
 
     Raises:
-        DataError: `rows` are none, or can be gone through once only, or hold no text.
+        DataError: `rows` are none, or can be gone through once only, or cannot be read, or hold no text.
     """
-    if isinstance(rows, Mapping):
-        raise DataError(f"{name} is a mapping of {listed(map(str, rows)) or 'nothing'}; give one of these")
-    if hasattr(rows, "itertuples"):
-        # Gone through it gives the names of its columns, which are text.
-        raise DataError(f"{name} is {type(rows).__name__}; give its rows, as to_dict('records') makes them")
-    if not hasattr(rows, "__iter__") and not hasattr(rows, "__getitem__"):
-        raise DataError(f"{name} is {type(rows).__name__}; a file is needed, or rows such as a data set")
-    if isinstance(rows, Iterator):
-        raise DataError(f"{name} is {type(rows).__name__}, and nothing is left of it to train on; give a list")
     total = len(rows) if isinstance(rows, Sized) else 0
-    some, number, row = False, 0, None
-    for number, row in enumerate(rows, start=1):
+    some, count, first = False, 0, None
+    for count, row in enumerate(_read(rows, name), start=1):
+        first = row if count == 1 else first
+        if isinstance(row, Mapping) and "input_ids" in row and not COLUMNS & row.keys():
+            raise DataError(f"{name}[{count - 1}]: is tokens (input_ids); give the data as they are before a tokenizer")
         if (text := "\n".join(_texts(row))).strip():
             some = True
-            yield Passage(f"{name}, row {number}", text)
-        if progress is not None and number % 1000 == 0:
-            progress("looking for leaks", number, max(total, number))
+            yield Passage(f"{name}[{count - 1}]", text)
+        if progress is not None and count % 1000 == 0:
+            progress("looking for leaks", count, max(total, count))
+    if not count:
+        raise DataError(f"{name} has no row; give what is trained on")
     if not some:
-        holds = f"hold {listed(map(str, row))}" if isinstance(row, Mapping) else f"are {type(row).__name__}"
-        why = f"its rows {holds} and no text" if number else "it has no row"
-        raise DataError(f"{name}: {why}; give the data as they are before a tokenizer, or their file")
+        holds = f"have {listed(map(str, first))}" if isinstance(first, Mapping) else f"are {type(first).__name__}"
+        raise DataError(f"{name}: its rows {holds}, and no text is in any; give texts, or rows with texts in columns")
     if progress is not None:
-        progress("looking for leaks", number, number)
+        progress("looking for leaks", count, count)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _read(rows: Any, name: str) -> Iterator[Any]:
+    """The rows themselves; what cannot be read is told in a line."""
+    kind = type(rows).__name__
+    if isinstance(rows, Mapping):
+        raise DataError(f"{name} is {kind} of {listed(map(str, rows)) or 'nothing'}; give one of these")
+    if hasattr(rows, "itertuples"):
+        # Gone through it gives the names of its columns, which are text.
+        raise DataError(f"{name} is {kind}; give its rows, as to_dict('records') makes them")
+    if isinstance(rows, Iterator):
+        raise DataError(f"{name} is {kind}, and nothing is left of it to train on; give a list or a data set")
+    features = getattr(rows, "features", None)
+    if isinstance(features, Mapping) and hasattr(rows, "select_columns"):
+        rows = rows.select_columns([key for key, of in features.items() if type(of).__name__ not in MEDIA])
+    if hasattr(rows, "__iter__"):
+        each = iter(rows)
+    elif isinstance(rows, Sized) and hasattr(rows, "__getitem__"):
+        # As torch's: some are read beyond their end without a word.
+        each = (rows[place] for place in range(len(rows)))
+    else:
+        raise DataError(f"{name} is {kind}; a file is needed, or rows such as a data set")
+    place = 0
+    while True:
+        try:
+            row = next(each)
+        except StopIteration:
+            return
+        except Exception as bad:
+            why = " ".join(f"{type(bad).__name__}: {bad}".split())[:300]
+            raise DataError(f"{name}[{place}]: cannot be read: {why}") from bad
+        yield row
+        place += 1
+
+
+def _texts(value: Any, *, column: bool = False) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for part in (value["content"],) if {"role", "content"} <= value.keys() else value.values():
-            yield from _texts(part)
+            yield from _texts(part, column=True)
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from _texts(part)
+    elif hasattr(value, "tolist") and getattr(getattr(value, "dtype", None), "kind", "") in ("O", "U", "T"):
+        # An array of numpy, as tables of pandas and Parquet have instead of a list; not one of numbers.
+        yield from _texts(value.tolist())
+    elif column and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        yield str(value)
 
 
 def _examples(path: Path) -> Iterator[tuple[int, Passage]]:
     for number, _, row, usable in _rows(path):
         yield number, Passage(f"{path}:{number}", text_of(row) if usable else "")
+
+
+def _lines_of(path: Path) -> Iterator[tuple[int, Passage]]:
+    for number, row in read_lines(path, DataError):
+        yield number, Passage(f"{path}:{number}", "\n".join(_texts(row)))
 
 
 def text_of(row: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ What a copy is stands in `backslide.suite.leakage`. No torch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,52 +33,63 @@ class LeftOut:
     """Items of the suite with their places in the training data, as `noted`."""
 
 
-def look(suite: Suite, train: str | Path | Iterable[Any], progress: Progress | None = None) -> tuple[Leak, ...]:
-    """Items of the suite that are in training data, a place of each.
-
-    Args:
-        suite: what is asked.
-        train: a file as `passages` reads it, or rows as `passages_of` does.
-        progress: called while the data are looked through.
-
-    Raises:
-        DataError: as these two.
-    """
-    texts = passages(train, progress) if isinstance(train, (str, Path)) else passages_of(train, progress=progress)
-    return find_leaks(suite, texts, places=1)
+def look(suite: Suite, path: str | Path, progress: Progress | None = None) -> tuple[Leak, ...]:
+    """Items of the suite that are in a file of training data, a place of each. Raises `DataError` as `passages`."""
+    return find_leaks(suite, passages(path, progress), places=1)
 
 
-def sentence(leaks: tuple[Leak, ...], suite: Suite, train: str | Path | Iterable[Any]) -> str:
+def sentence(leaks: tuple[Leak, ...], suite: Suite, where: str | Path) -> str:
     """How many items were found, and the first; there must be one."""
-    where = train if isinstance(train, (str, Path)) else "the training data"
     first = f"such as {shown(leaks[0].item)} at {leaks[0].place}"
     return f"{counted(leaks)} of the suite {suite.name} found in {where}, {first}"
 
 
 def found_in(
-    suite: Suite, train: str | Path | Iterable[Any] | None, *, strict: bool, progress: Progress | None = None
+    suite: Suite, train: Any, *, strict: bool, progress: Progress | None = None
 ) -> tuple[tuple[Leak, ...], str]:
     """What a run leaves out of its verdicts, and what the user is told of it ("" where there is nothing).
 
     Args:
         suite: what is asked.
-        train: as `look` takes it; None: nothing is looked through.
+        train: a file of JSON Lines with any columns or of plain text, several of them, or rows as `passages_of` has
+            them.
         strict: whether a run on such data is refused.
         progress: called while the data are looked through.
 
     Raises:
         DataError: the data are wrong, or hold items and `strict` is set.
     """
-    if train is None:
-        return (), ""
-    leaks = look(suite, train, progress)
+    files = _files(train)
+    texts = (
+        itertools.chain.from_iterable(passages(file, progress, any_columns=True) for file in files)
+        if files
+        else passages_of(train, progress=progress)
+    )
+    leaks = find_leaks(suite, texts, places=1)
     if not leaks:
         return (), ""
-    found = sentence(leaks, suite, train)
+    found = sentence(leaks, suite, ", ".join(map(str, files)) if files else "the training data")
     if strict:
         raise DataError(f"{found}; train without them, or with strict = false leave them unjudged")
-    how = LISTED if isinstance(train, (str, Path)) else "run.json names them all"
+    how = LISTED if files else "run.json names them all"
     return leaks, f"{found}; left out of the verdicts, {how}"
+
+
+def _files(train: Any) -> list[Path]:
+    """The files that are meant; none where it is rows."""
+    if isinstance(train, (str, Path)):
+        return [Path(train)]
+    several = isinstance(train, (list, tuple))
+    named = several and all(isinstance(row, Path) or (isinstance(row, str) and _is_file(row)) for row in train)
+    return [Path(row) for row in train] if named else []
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        # A text that is too long for a name, or holds a zero.
+        return False
 
 
 def noted(leak: Leak) -> dict[str, Any]:

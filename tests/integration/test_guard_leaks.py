@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from backslide.errors import DataError, MismatchError
+from backslide.errors import ConfigError, DataError, MismatchError
 from backslide.files import write_lines
 from backslide.guard.callback import Guard
 from backslide.record import Record
@@ -46,7 +46,7 @@ def test_items_in_the_training_data_are_said_noted_and_left_out(tmp_path: Path, 
     ids, said = [gate[3].id, gate[8].id], list[str]()
     guard = watching(choices, said, train=train, leave_out=[gate[0].id])
     make(tmp_path / "out", guard).train()
-    where, place = (train, f"{train}:2") if kind == "file" else ("the training data", "train, row 2")
+    where, place = (train, f"{train}:2") if kind == "file" else ("the training data", "train[1]")
     how = "backslide suite check lists them" if kind == "file" else "run.json names them all"
     found = (
         f"2 items of the suite choices found in {where}, such as '{ids[0]}' at {place}; left out of the verdicts, {how}"
@@ -86,7 +86,41 @@ def test_clean_data_say_nothing(tmp_path: Path, choices: Suite) -> None:
 def test_what_is_refused(tmp_path: Path, choices: Suite) -> None:
     with pytest.raises(DataError, match="1 item of the suite choices found in the training data.* with strict = false"):
         Guard(choices, train=data(choices, 3), strict=True)
-    with pytest.raises(DataError, match="its rows hold input_ids and no text; give the data as they are before"):
+    with pytest.raises(DataError, match="is tokens .*; give the data as they are before"):
         Guard(choices, train=[{"input_ids": [1, 2]}])
     with pytest.raises(DataError, match="absent.jsonl"):
         Guard(choices, train=tmp_path / "absent.jsonl")
+    with pytest.raises(ConfigError, match="strict is for train, which is not given"):
+        Guard(choices, strict=True)
+    seen: list[int] = []
+    with pytest.raises(ConfigError, match="every is -1"):
+        Guard(choices, train=data(choices), every=-1, progress=lambda *_: seen.append(1))
+    assert not seen, "the data may take minutes"
+
+
+def test_several_files_are_looked_through(tmp_path: Path, choices: Suite) -> None:
+    one, two = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    write_lines(one, data(choices, 3))
+    gate = choices.part("gate")
+    preferred = {"prompt": gate[5].prompt, "chosen": chat(gate[5])["messages"][1:], "rejected": "No."}
+    write_lines(two, [preferred])
+    for files in ([str(one), str(two)], (one, two)):
+        with pytest.raises(
+            DataError, match=f"2 items of the suite choices found in {one}, {two}, such as .* at {one}:2"
+        ):
+            Guard(choices, train=files, strict=True)
+
+
+def test_what_a_run_was_begun_without_knowing_is_noted_when_it_is_resumed(tmp_path: Path, choices: Suite) -> None:
+    ids = [choices.part("gate")[3].id]
+    make(tmp_path, watching(choices, [], leave_out=ids)).train()
+    said: list[str] = []
+    # A run that left them out for some reason, and one that was not watched before.
+    for folder, more in (("backslide", {}), ("unwatched", {"baseline": tmp_path / "backslide" / "baseline.jsonl"})):
+        again = watching(choices, said, train=data(choices, 3), run_dir=tmp_path / folder, **more)
+        make(tmp_path, again).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+        assert again.run is not None and [leak["item"] for leak in again.run.config["leaks"]] == ids, folder
+        (event,) = [event for event in again.run.events() if event["event"] == "leaks"]
+        assert (event["step"], event["items"]) == (3, ids)
+        assert "Items of the suite that were found in the training data: 1." in again.run.report.read_text()
+    assert len([line for line in said if "found in the training data" in line]) == 2

@@ -316,7 +316,11 @@ def test_bad_input_leaves_nothing(tmp_path: Path, tiny_folder: Path, choices: Su
     bad(DataError, "the format prompt/completion", data={"held_out": str(tmp_path / "pairs.jsonl")})
     write_lines(tmp_path / "leaky.jsonl", [*ROWS["text"], leaked(choices.items[5])])
     leaky = {"data": {"train": str(tmp_path / "leaky.jsonl")}, "guard": {"strict": True}}
-    bad(DataError, r"1 item of the suite choices found in .*:13; train without them, or with strict = false leave", **leaky)
+    bad(
+        DataError,
+        r"1 item of the suite choices found in .*:13; train without them, or with strict = false leave",
+        **leaky,
+    )
     bad(DataError, "no such file", data={"train": str(tmp_path / "nowhere.jsonl")})
     bad(ConfigError, "a-file', which cannot be made", output={"dir": str(tmp_path / "a-file")})
     bad(ConfigError, "run', which cannot be made", output={"dir": str(tmp_path / "a-file" / "run")})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,13 +111,9 @@ def _start(found: Begun, options: Options, training: Training, model: Any) -> No
     finally:
         journal.close(done=False)
     if ranks.first:
-        try:
+        with _writing(run):
             run.begin(_config(found, options, training))
             baseline.save(run.baseline)
-        except OSError as bad:
-            raise RunError(
-                f"{run.path}: cannot be written: {bad.strerror or bad}; make room, or give another run_dir"
-            ) from bad
         journal.close(done=True)
     seconds = round(time.perf_counter() - began, 3)
     cost = {**baseline.header.cost, "seconds": seconds} if how != "measured" else baseline.header.cost
@@ -127,8 +124,7 @@ def _start(found: Begun, options: Options, training: Training, model: Any) -> No
         {"event": "plan", "step": 0, "looks": list(looks), "budget": options.share, "says": says},
     ]
     if options.leaks:
-        items = [leak.item for leak in options.leaks]
-        found.events.append({"event": "leaks", "step": 0, "items": items, "says": options.leaked})
+        found.events.append(_of_leaks(options, 0))
     if ranks.first:
         options.tell(words.of_baseline(baseline, how))
         options.tell(says)
@@ -157,6 +153,7 @@ def _resume(found: Begun, options: Options, training: Training, model: Any) -> N
     plan = {"looks": list(found.state.looks), "planned": found.state.shares}
     anew = not config or found.past.ended or any(config.get(key, value) != value for key, value in plan.items())
     found.events = [{"event": "resumed", "step": step, "anew": anew, "says": f"resumed at step {step}"}]
+    _resume_leaks(found, options, step, config)
     stretch = config.get("stretch")
     if isinstance(stretch, dict) and not found.state.open:
         # Of a run that went on beyond its first plan: the looks that share the α of this stretch.
@@ -207,6 +204,25 @@ def _same_baseline(found: Begun, options: Options, step: int, saved: Record | No
     return baseline
 
 
+def _resume_leaks(found: Begun, options: Options, step: int, config: Mapping[str, Any]) -> None:
+    """Say again what is left out, and note it where the run was begun without knowing why."""
+    if not options.leaks:
+        return
+    if found.ranks.first:
+        options.warn(options.leaked)
+    rows = [noted(leak) for leak in options.leaks]
+    if config.get("leaks") == rows:
+        return
+    found.events.append(_of_leaks(options, step))
+    if config and found.ranks.first:
+        with _writing(found.run):
+            found.run.update(leaks=rows)
+
+
+def _of_leaks(options: Options, step: int) -> dict[str, Any]:
+    return {"event": "leaks", "step": step, "items": [leak.item for leak in options.leaks], "says": options.leaked}
+
+
 def _continue(
     found: Begun, options: Options, training: Training, config: Mapping[str, Any], plan: Mapping[str, Any]
 ) -> None:
@@ -226,7 +242,7 @@ def _continue(
     found.events[0]["says"] = says
     if found.ranks.first:
         options.warn(says)
-        try:
+        with _writing(found.run):
             found.run.set_aside("final.jsonl", "final-monitor.jsonl", "verdict.json", *PAGES)
             if not found.run.exists():
                 found.run.path.mkdir(parents=True, exist_ok=True)
@@ -234,10 +250,15 @@ def _continue(
                 found.baseline.save(found.run.baseline)
             stretch = {"number": number, "looks": list(found.state.looks), "planned": found.state.shares}
             found.run.update(**{**plan, "stretch": stretch})
-        except OSError as bad:
-            raise RunError(
-                f"{found.run.path}: cannot be written: {bad.strerror or bad}; make room, or give another run_dir"
-            ) from bad
+
+
+@contextlib.contextmanager
+def _writing(run: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as bad:
+        why = bad.strerror or bad
+        raise RunError(f"{run.path}: cannot be written: {why}; make room, or give another run_dir") from bad
 
 
 def _config(found: Begun, options: Options, training: Training) -> dict[str, Any]:

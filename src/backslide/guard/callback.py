@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from backslide.errors import InputError
+from backslide.errors import ConfigError, InputError
 from backslide.guard import trainer_log
 from backslide.guard.actions import Tools
 from backslide.guard.options import Options, Training
@@ -46,11 +47,12 @@ class Guard(TrainerCallback):
             are. `joint`: sign-flips of whole trajectories, which sees smaller drops; exact where each item's drops are
             as likely as their mirror image if nothing was lost, else asymptotic; a budget then passes looks over
             instead of making them smaller.
-        train: the training data, before any tokenizer: a file (see `backslide.data`), or rows such as a data set, all
-            text of which is read. Items of the suite that are in it are said, noted, measured, and left out of all
-            verdicts (see `backslide.suite.leakage`). Default: none is looked through. A run is resumed with the same.
+        train: the training data, before any tokenizer: a file (JSON Lines or plain text) or a list of files, or rows
+            such as a data set, all text of which is read. Items of the suite that are in it are said, noted, measured,
+            and left out of all verdicts (see `backslide.suite.leakage`). Default: none is looked through. A run is
+            resumed with the same, and each of several processes is given all of it.
         strict: refuse a run on data in which items are.
-        leave_out: ids of items that are measured and not judged, for other reasons; a run is resumed with the same.
+        leave_out: ids of further items that are known to be in the training data; a run is resumed with the same.
         baseline: a record of the base model, or its file, so that it is not measured again.
         cache: whether a baseline that an earlier run measured on the very same model is taken, and this one kept.
         snapshots: where the state to go back to is kept: `memory` (of the CPU) or `disk`; default: in memory for
@@ -82,7 +84,7 @@ class Guard(TrainerCallback):
         tolerance: float = 0.03,
         alpha: float = 0.05,
         test: str = "exact",
-        train: str | Path | Iterable[Any] | None = None,
+        train: str | Path | Sequence[str | Path] | Iterable[Any] | None = None,
         strict: bool = False,
         leave_out: Collection[str] = (),
         baseline: Record | str | Path | None = None,
@@ -102,7 +104,8 @@ class Guard(TrainerCallback):
         if suite is None:
             suite = Suite.repertoire()
         self.suite = suite if isinstance(suite, Suite) else Suite.load(suite)
-        leaks, leaked = found_in(self.suite, train, strict=strict, progress=progress)
+        if strict and train is None:
+            raise ConfigError("strict is for train, which is not given; give the data too, or leave strict out")
         self._options = Options(
             suite=self.suite,
             every=every,
@@ -112,9 +115,7 @@ class Guard(TrainerCallback):
             tolerance=tolerance,
             alpha=alpha,
             test=test,
-            leave_out=frozenset(leave_out) | {leak.item for leak in leaks},
-            leaks=leaks,
-            leaked=leaked,
+            leave_out=frozenset(leave_out),
             baseline=Record.load(baseline) if isinstance(baseline, (str, Path)) else baseline,
             cache=cache,
             snapshots=snapshots,
@@ -128,6 +129,11 @@ class Guard(TrainerCallback):
             quiet=quiet,
             progress=progress,
         )
+        if train is not None:
+            # Last, since it may take minutes: what is wrong with the rest has been said.
+            leaks, leaked = found_in(self.suite, train, strict=strict, progress=progress)
+            out = self._options.leave_out | {leak.item for leak in leaks}
+            self._options = dataclasses.replace(self._options, leave_out=out, leaks=leaks, leaked=leaked)
         self._run_dir = Path(run_dir) if run_dir is not None else None
         self._watch: Watch | None = None
         self._trainer: Any = None

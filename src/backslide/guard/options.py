@@ -37,9 +37,9 @@ class Options:
     test: str
     leave_out: frozenset[str]
     """What was found in the training data included."""
-    leaks: tuple[Leak, ...]
+    leaks: tuple[Leak, ...] = ()
     """What was found there."""
-    leaked: str
+    leaked: str = ""
     """What the user is told of it; "" where there is nothing."""
     baseline: Record | None
     cache: bool
