@@ -1,16 +1,17 @@
 """How much of the KL to the base is seen in the likeliest tokens that a record keeps, on real fine-tunes.
 
-    python benchmarks/divergence.py MODEL [MODEL …]
+    python benchmarks/divergence.py [MODEL …]
 
 Of SmolLM2-135M-Instruct, in fp32: the models of `backslide demo`, such as runs/demo/aggressive/model. Asked are
 bundled prompts, with the base's own replies as references. For each model the KL of the whole distributions along
-them, the share of it that lists of several lengths see (`kl_between`), and the drift. Nothing is timed.
+them, the share of it that lists of several lengths see (`kl_between`), and the drift. First what the lists cost.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import time
 
 import torch
 
@@ -25,7 +26,8 @@ from backslide.suite.item import OpenItem
 from backslide.suite.suite import Suite
 
 PROMPTS, TOKENS, MAX_LENGTH = 64, 48, 512
-LENGTHS = (8, requests.LIKELIEST, 2 * requests.LIKELIEST)
+KEPT = requests.LIKELIEST
+LENGTHS = (KEPT // 2, KEPT, 2 * KEPT)
 
 
 def suite_of_replies() -> Suite:
@@ -66,12 +68,29 @@ def whole(name: str, suite: Suite) -> dict[str, float]:
     return found
 
 
+def cost(suite: Suite) -> float:
+    """Scoring references with their lists, in times of scoring them without: CPU time, the best of three, by turns."""
+    loaded = load_model(BUILTIN, dtype="float32")
+    seconds: dict[int, list[float]] = {0: [], KEPT: []}
+    for length in (*seconds, *seconds, *seconds):
+        requests.LIKELIEST = length
+        scorer = Scorer(suite, loaded.model, loaded.tokenizer, Settings(max_length=MAX_LENGTH))
+        scorer.prepare()
+        began = time.process_time()
+        scorer.measure(loaded.model)
+        seconds[length].append(time.process_time() - began)
+    return min(seconds[KEPT]) / min(seconds[0])
+
+
 def main() -> None:
-    """Print a line a model."""
+    """Print what the lists cost, and a line a model."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("models", nargs="*", metavar="MODEL")
     models = parser.parse_args().models
     suite = suite_of_replies()
+    print(f"references with lists of {KEPT} tokens: {cost(suite):.2f} times the CPU time of those without")
+    if not models:
+        return
     bases = {length: record(BUILTIN, suite, length) for length in LENGTHS}
     print(f"{len(suite.items)} replies; share of the KL that lists of {', '.join(map(str, LENGTHS))} tokens see")
     for name in models:
