@@ -1,6 +1,6 @@
 """Guarded runs of two processes, for the tests: run by torchrun, each process writes what it saw to FOLDER/rank-R.json.
 
-torchrun --nproc_per_node 2 guard_ranks.py FOLDER {trainer,stop,rollback,function,breaks,loop,fsdp}
+torchrun --nproc_per_node 2 guard_ranks.py FOLDER {trainer,shares,stop,rollback,function,breaks,loop,fsdp}
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from backslide.guard.callback import Guard
 from backslide.testing import tiny_model, tiny_tokenizer
 from guard_runs import SMALL, make, suite
 
+SHARES = (["was a bright cold day.", "A latte, please."], ["A tea.", "It was a bright cold day."])
 scored: list[str] = []
 lines: list[str] = []
 
@@ -34,12 +35,16 @@ def digest(model: Any) -> str:
 
 
 def with_trainer(folder: Path, kind: str) -> dict[str, Any]:
-    policy: Any = {"trainer": "warn", "breaks": "warn"}.get(kind, kind)
+    policy: Any = {"trainer": "warn", "shares": "warn", "breaks": "warn"}.get(kind, kind)
+    train = None
+    if kind == "shares":
+        # Each process has rows of its own, and finds other items in them.
+        train = SHARES[distributed.get_rank()]
     if kind == "function":
         # The processes disagree, and each at random; what the first one says is done.
         coin = random.Random(distributed.get_rank())
         policy = lambda verdict: coin.choice(["stop", "warn"]) if distributed.get_rank() else "warn"  # noqa: E731
-    guard = Guard(suite(), every=2, settings=SMALL, cache=False, say=lines.append, on_regression=policy)
+    guard = Guard(suite(), every=2, settings=SMALL, cache=False, say=lines.append, on_regression=policy, train=train)
     more = {"learning_rate": 0.3} if kind in ("stop", "rollback") else {}
 
     class Breaks(TrainerCallback):

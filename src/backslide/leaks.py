@@ -6,7 +6,7 @@ What a copy is stands in `backslide.suite.leakage`. No torch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,16 @@ def found_in(
         raise DataError(f"{found}; train without them, or with strict = false leave them unjudged")
     how = LISTED if files else "run.json names them all"
     return leaks, f"{found}; left out of the verdicts, {how}"
+
+
+def united(suite: Suite, found: Sequence[tuple[tuple[Leak, ...], str]]) -> tuple[tuple[Leak, ...], str]:
+    """Of what each of several processes found by `found_in`, all: each may have been given a share of the data."""
+    if all(leaks == found[0][0] for leaks, _ in found):
+        return found[0]
+    by_item = {leak.item: leak for leaks, _ in reversed(found) for leak in leaks}
+    every = tuple(by_item[item.id] for item in suite.items if item.id in by_item)
+    where = "the training data of all processes"
+    return every, f"{sentence(every, suite, where)}; left out of the verdicts, run.json names them all"
 
 
 def _files(train: Any) -> list[Path]:

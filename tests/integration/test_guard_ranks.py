@@ -11,6 +11,7 @@ import pytest
 
 import guard_ranks
 from backslide.guard.callback import Guard
+from backslide.leaks import found_in
 from backslide.rundir import RunFolder
 from backslide.scoring.ranks import Ranks
 from guard_runs import SMALL, STEPS, make, suite
@@ -56,6 +57,19 @@ def test_all_processes_act_alike(tmp_path: Path, kind: str) -> None:
     actions = [e for e in RunFolder(tmp_path / "backslide").events() if e["event"] == "action"]
     assert actions and actions[0]["action"] == kind
     assert first["step"] == (actions[0]["step"] if kind == "stop" else STEPS)
+
+
+def test_what_one_process_finds_in_its_share_of_the_data_all_leave_out(tmp_path: Path) -> None:
+    first, second = watched(tmp_path, "shares")
+    same(first, second, "weights")
+    each = [{leak.item for leak in found_in(suite(), rows, strict=False)[0]} for rows in guard_ranks.SHARES]
+    ids = each[0] | each[1]
+    assert each[0] and each[0] != ids
+    run = RunFolder(tmp_path / "backslide")
+    assert run.config["left_out"] == sorted(ids) == sorted(leak["item"] for leak in run.config["leaks"])
+    (line,) = [line for line in first["lines"] if "found in" in line]
+    assert line.startswith(f"{len(ids)} items of the suite many found in the training data of all processes, such as ")
+    assert second["lines"] == []
 
 
 def test_where_a_users_policy_differs_the_first_process_decides(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from backslide.guard.baseline import fits, take_baseline
 from backslide.guard.journal import Journal
 from backslide.guard.options import Options, Training
 from backslide.guard.past import Past, past
-from backslide.leaks import noted
+from backslide.leaks import noted, united
 from backslide.record import Record
 from backslide.rundir import PAGES, RunFolder
 from backslide.scoring.engine import Scorer, versions
@@ -31,6 +31,8 @@ from backslide.verdict import Verdict
 class Begun:
     """A run before its first step, or before the first after being resumed."""
 
+    options: Options
+    """With what every process found in its training data."""
     ranks: Ranks
     run: RunFolder
     scorer: Scorer
@@ -67,12 +69,15 @@ def begin(options: Options, training: Training, model: Any, tokenizer: Any) -> B
 
 
 def _begin(options: Options, training: Training, model: Any, tokenizer: Any, ranks: Ranks, run: RunFolder) -> Begun:
+    leaks, leaked = united(options.suite, ranks.gather((options.leaks, options.leaked)))
+    left_out = frozenset[str]().union(*ranks.gather(options.leave_out))
+    options = dataclasses.replace(options, leave_out=left_out, leaks=leaks, leaked=leaked)
     scorer = Scorer(options.suite, model, tokenizer, options.settings)
     # All that will be asked is written down now: a chat template may write the date, and midnight may come.
     scorer.prepare()
     name = options.name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     state = _plan(options, training)
-    found = Begun(ranks, run, scorer, name, state, None, None)  # type: ignore[arg-type]
+    found = Begun(options, ranks, run, scorer, name, state, None, None)  # type: ignore[arg-type]
     if training.step > 0:
         _resume(found, options, training, model)
     else:

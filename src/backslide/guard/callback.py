@@ -49,8 +49,8 @@ class Guard(TrainerCallback):
             instead of making them smaller.
         train: the training data, before any tokenizer: a file (JSON Lines or plain text) or a list of files, or rows
             such as a data set, all text of which is read. Items of the suite that are in it are said, noted, measured,
-            and left out of all verdicts (see `backslide.suite.leakage`). Default: none is looked through. A run is
-            resumed with the same, and each of several processes is given all of it.
+            and left out of all verdicts (see `backslide.suite.leakage`), those that another process found in its share
+            too. Default: none is looked through. A run is resumed with the same.
         strict: refuse a run on data in which items are.
         leave_out: ids of further items that are known to be in the training data; a run is resumed with the same.
         baseline: a record of the base model, or its file, so that it is not measured again.

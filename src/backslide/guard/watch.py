@@ -42,12 +42,12 @@ class Watch:
 
     def __init__(self, options: Options, training: Training, model: Any, tokenizer: Any, tools: Tools) -> None:
         began = time.perf_counter()
-        self.options, self.training = options, training
+        self.training = training
         self._actor = Actor(options, training.folder)
         self._actor.check(tools)
         begun: Begun = begin(options, training, uncompiled(model), tokenizer)
         self.ranks, self.run, self._scorer, self._name = begun.ranks, begun.run, begun.scorer, begun.name
-        self.baseline, self.state = begun.baseline, begun.state
+        self.options, self.baseline, self.state = begun.options, begun.baseline, begun.state
         self._writer = Writer(self.run, writes=self.ranks.first, warn=options.warn)
         self._write(begun.events)
         self.looks: list[Verdict] = list(begun.looks)
