@@ -30,7 +30,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from backslide.data import passages
+from backslide.passages import passages
 from backslide.suite.copies.words import words
 from backslide.suite.item import AnswerItem, ChoiceItem, Item, OpenItem, TextItem
 from backslide.suite.leakage import Leak, find_leaks

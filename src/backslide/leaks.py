@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backslide.data import passages, passages_of
 from backslide.errors import DataError, shown
+from backslide.passages import passages, passages_of
 from backslide.rundir import RunFolder
 from backslide.suite.leakage import Leak, counted, find_leaks
 from backslide.suite.suite import Suite
@@ -51,8 +51,7 @@ def found_in(
 
     Args:
         suite: what is asked.
-        train: a file of JSON Lines with any columns or of plain text, several of them, or rows as `passages_of` has
-            them.
+        train: a file as `passages` reads it, several of them, or rows as `passages_of` has them.
         strict: whether a run on such data is refused.
         progress: called while the data are looked through.
 
@@ -61,7 +60,7 @@ def found_in(
     """
     files = _files(train)
     texts = (
-        itertools.chain.from_iterable(passages(file, progress, any_columns=True) for file in files)
+        itertools.chain.from_iterable(passages(file, progress) for file in files)
         if files
         else passages_of(train, progress=progress)
     )

@@ -300,18 +300,27 @@ def test_looks_stay_within_the_budget_and_the_plan_is_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Slow(TrainerCallback):
-        """A step that takes a tenth of a second."""
+        """A step that takes a tenth of a second, and what all of them took."""
+
+        began = took = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.began = time.perf_counter()
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             time.sleep(0.1)
 
-    guard = Guard(SUITE, settings=SMALL, say=lambda _: None, budget=0.2)
-    make(tmp_path, guard, Slow(), save_strategy="no", max_steps=24, learning_rate=1e-5).train()
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.took += time.perf_counter() - self.began
+
+    guard, slow = Guard(SUITE, settings=SMALL, say=lambda _: None, budget=0.2), Slow()
+    make(tmp_path, guard, slow, save_strategy="no", max_steps=24, learning_rate=1e-5).train()
     events = RunFolder(tmp_path / "backslide").events()
     (plan,) = [e for e in events if e["event"] == "plan"]
     assert plan["looks"] == [5, 11, 17, 24] and plan["budget"] == 0.2
     spent = sum(e["seconds"] for e in events if e["event"] in ("look", "gate"))
-    assert spent <= 0.2 * 24 * 0.12
+    # A busy machine makes steps and looks longer alike.
+    assert spent <= 0.2 * slow.took
     assert {look.step for look in guard.looks} >= {5, 24}
     # Of the same run without room a look is smaller; with room for everything it is the whole half.
     monkeypatch.setattr(schedule, "FEWEST_ITEMS", 20)

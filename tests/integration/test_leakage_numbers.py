@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from backslide.data import passages
+from backslide.passages import passages
 from backslide.suite.leakage import find_leaks
 from backslide.suite.suite import Suite
 

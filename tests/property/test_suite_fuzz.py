@@ -13,8 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from backslide.data import TrainingData, passages
+from backslide.data import TrainingData
 from backslide.errors import InputError, SuiteError
+from backslide.passages import passages
 from backslide.suite.item import KINDS
 from backslide.suite.make import Made, from_prompts, from_qa, from_texts
 from backslide.suite.sources import read_prompts, read_rows, read_texts
@@ -236,6 +237,9 @@ def test_any_material_is_items_or_one_short_line(file: tuple[str, bytes], way: s
 @example((".jsonl", b'{"a\\nb": 1}'))
 @example((".jsonl", b'{"text": NaN}'))
 @example((".jsonl", b'{"prompt": [], "completion": [{"role": "user", "content": 1}]}'))
+@example((".jsonl", b'{"text": ' + b"[" * 900 + b'"a"' + b"]" * 900 + b"}"))
+@example((".jsonl", b'{"text": "a", "n": ' + b"9" * 4000 + b"}"))
+@example((".jsonl", b'{"text": "\\ud83d"}'))
 @example((".txt", b"\xff\xfe"))
 def test_any_training_data_is_passages_or_one_short_line(file: tuple[str, bytes]) -> None:
     ending, content = file

@@ -121,8 +121,8 @@ def test_many_leaks_are_cut_in_the_table_and_whole_in_json(
     ("content", "says"),
     [
         ('{"text": "a"}\n{"text": 3}\n', "train.jsonl:2: text is int, text is needed"),
-        ('{"text": "a"}\n{"prompt": "b", "completion": "c"}\n', "train.jsonl:2: is of the format prompt/completion"),
-        ("", "no usable text: the file has no line"),
+        ('{"text": "a"}\n{"input_ids": [1], "id": "b"}\n', "train.jsonl:2: is tokens (input_ids); give the data"),
+        ("", "no text: the file has no line"),
         (None, "no such file"),
     ],
 )

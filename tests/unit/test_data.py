@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backslide.data import TrainingData, passages, passages_of
+from backslide.data import TrainingData
 from backslide.errors import DataError
 
 USER = {"role": "user", "content": "Hi"}
@@ -118,7 +118,6 @@ def test_conversational_rows(tmp_path: Path) -> None:
     plain = data.as_text()
     assert plain.rows == ({"prompt": "System: Be kind.\nUser: Hi\n", "completion": "Assistant: Hello\nthere"},)
     assert not plain.chats and plain.as_text() is plain and plain.format == "prompt/completion"
-    assert [(p.place, p.text) for p in passages(path)] == [(f"{path}:1", "Be kind.\nHi\n Hello\nthere ")]
 
 
 def test_line_numbers_count_blank_lines(tmp_path: Path) -> None:
@@ -147,92 +146,3 @@ def test_messages_become_plain_text_and_other_formats_stay(tmp_path: Path) -> No
     plain = data.as_text()
     assert plain.rows == ({"text": "System: Be kind.\nUser: Hi\nAssistant: Hello\nthere"},) and plain.format == "text"
     assert plain.as_text() is plain
-
-
-# Rows in memory, which may have any columns.
-
-
-class Mapped:
-    """A data set as torch has them: some are read beyond their end, or know no IndexError."""
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return [{"text": "a"}, {"text": "b"}][place % 2]
-
-
-class Broken(Mapped):
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return {0: {"text": "a"}}[place]
-
-
-def texts(rows: Any) -> list[str]:
-    return [passage.text for passage in passages_of(rows)]
-
-
-def test_all_text_of_rows_in_memory_is_read() -> None:
-    rows = ["plain", {"instruction": "Add", "input": "", "output": ["one", "two"], "none": None, "ok": True},
-            {"prompt": [USER], "chosen": [BOT], "rejected": "No"}, {"labels": [1, 2]},
-            {"question": "6 times 7?", "answer": 42, "score": float("nan")}]  # fmt: skip
-    found = list(passages_of(rows))
-    assert [(text, place) for place, text, _ in found] == [
-        ("plain", "train[0]"), ("Add\n\none\ntwo", "train[1]"), ("Hi\n Hello\nthere \nNo", "train[2]"),
-        ("6 times 7?\n42", "train[4]"),
-    ]  # fmt: skip
-    assert texts(Mapped()) == ["a", "b"]
-
-
-def test_chats_in_arrays_as_tables_and_numpy_have_them(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    pandas = pytest.importorskip("pandas")
-    rows = datasets.Dataset.from_list([{"id": "x", "messages": [USER, {"role": "assistant", "content": "Hello"}]}])
-    expected = ["x\nHi\nHello"]
-    assert texts(rows) == texts(rows.with_format("numpy")) == expected
-    rows.to_parquet(tmp_path / "t.parquet")
-    table = pandas.read_parquet(tmp_path / "t.parquet")
-    assert type(table["messages"][0]).__name__ == "ndarray" and texts(table.to_dict("records")) == expected
-    with pytest.raises(DataError, match="train is DataFrame; give its rows, as to_dict"):
-        texts(table)
-
-
-def test_what_is_no_text_is_not_decoded() -> None:
-    datasets = pytest.importorskip("datasets")
-    rows = datasets.Dataset.from_list([{"text": "a", "sound": {"bytes": b"no sound", "path": None}}])
-    assert texts(rows.cast_column("sound", datasets.Audio())) == ["a"]
-
-
-def test_progress_of_rows_in_memory() -> None:
-    seen: list[tuple[int, int]] = []
-    list(passages_of(["x"] * 2500, progress=lambda _, done, total: seen.append((done, total))))
-    assert seen == [(1000, 2500), (2000, 2500), (2500, 2500)]
-
-
-@pytest.mark.parametrize(
-    ("rows", "says"),
-    [
-        ([], "train has no row; give what is trained on"),
-        (
-            [{"input_ids": [1], "source": "web"}],
-            r"train\[0\]: is tokens \(input_ids\); give the data as they are before",
-        ),
-        ([3], "train: its rows are int, and no text is in any; give texts, or rows"),
-        ([{"text": " "}], "its rows have text, and no text is in any"),
-        ({"train": [], "test": []}, "train is dict of train, test; give one of these"),
-        ((row for row in ["x"]), "train is generator, and nothing is left of it to train on; give a list"),
-        (7, "train is int; a file is needed, or rows such as a data set"),
-        (Broken(), r"train\[1\]: cannot be read: KeyError: 1"),
-    ],
-)
-def test_rows_in_memory_that_are_none(rows: Any, says: str) -> None:
-    with pytest.raises(DataError, match=says) as raised:
-        list(passages_of(rows))
-    assert len(str(raised.value).splitlines()) == 1
-
-
-def test_lines_of_a_file_may_have_any_columns_where_only_leaks_are_looked_for(tmp_path: Path) -> None:
-    path = written(tmp_path, {"question": "6 times 7?", "answer": 42}, {"text": "a"}, {"id": None})
-    with pytest.raises(DataError, match="has the keys answer, question"):
-        list(passages(path))
-    found = [(passage.place, passage.text) for passage in passages(path, any_columns=True)]
-    assert found == [(f"{path}:1", "6 times 7?\n42"), (f"{path}:2", "a")]

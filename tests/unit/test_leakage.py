@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from backslide.data import passages
 from backslide.errors import DataError
 from backslide.files import LONGEST_LINE
+from backslide.passages import passages
 from backslide.suite import leakage
 from backslide.suite.copies.words import words
 from backslide.suite.item import AnswerItem, ChoiceItem, ContinuationItem, GenerationItem, Item, OpenItem, TextItem
@@ -357,7 +357,7 @@ def test_every_format_of_training_data_is_read(tmp_path: Path) -> None:
 
 
 def test_plain_text_is_read_in_blocks_and_says_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backslide.data.BLOCK", 40_000)
+    monkeypatch.setattr("backslide.passages.BLOCK", 40_000)
     path = tmp_path / "big.txt"
     lines = [f"line {i} of some text that says nothing much" for i in range(9000)]
     places = range(300, 9000, 601)
@@ -396,10 +396,11 @@ def test_progress_counts_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.jsonl", b'{"text": "a"}\n{"txt": 1}\n', r":2: has the keys txt"),
+        ("a.jsonl", b'{"text": "a"}\n{"input_ids": [1], "source": "web"}\n', r":2: is tokens"),
+        ("a.jsonl", b'{"text": " "}\n{"label": 2}\n', r"no text: there is none in its 2 lines; give a line for each"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', r":2: not JSON"),
-        ("a.jsonl", b"", r"no usable text: the file has no line"),
-        ("a.txt", b"\n \n", r"no usable text: all 2 lines are empty"),
+        ("a.jsonl", b"", r"no text: the file has no line"),
+        ("a.txt", b"\n \n", r"no text: there is none in its 2 lines"),
         ("a.txt", b"ok\n\xff\n", r":2: byte 0 is 0xff, which is not UTF-8; save the file as UTF-8"),
         ("a.txt", None, r"is a folder, a file is needed"),
     ],

@@ -223,7 +223,7 @@ def suite_check(
             "--strict is for items that are in the training data, and none is given; name it with --train"
         )
     from backslide.asking import suite_for
-    from backslide.data import passages
+    from backslide.passages import passages
     from backslide.report.suites import leaks_table
     from backslide.suite.leakage import counted, find_leaks
     from backslide.suite.lm_eval import TaskOptions

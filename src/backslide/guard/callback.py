@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Guard(TrainerCallback):
         tolerance: float = 0.03,
         alpha: float = 0.05,
         test: str = "exact",
-        train: str | Path | Sequence[str | Path] | Iterable[Any] | None = None,
+        train: Any = None,
         strict: bool = False,
         leave_out: Collection[str] = (),
         baseline: Record | str | Path | None = None,
