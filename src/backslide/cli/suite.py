@@ -205,7 +205,7 @@ def suite_show(
 def suite_check(
     suite: SuiteArgument,
     train: Annotated[
-        Path | None, typer.Option(help="The training data: JSON Lines as `tune` takes it, or plain .txt or .md.")
+        Path | None, typer.Option(help="The training data: JSON Lines with any columns, or plain .txt or .md.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="End with 1 where an item is in the training data.")] = False,
     include_path: IncludePathOption = None,
