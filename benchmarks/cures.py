@@ -1,6 +1,7 @@
 """What each cure buys and costs on a real model: one small file a run, and the table of them all.
 
     python benchmarks/cures.py run [--only PREFIX] [--minutes 60]
+    python benchmarks/cures.py again [--only PREFIX,PREFIX]
     python benchmarks/cures.py list
     python benchmarks/cures.py table
     python benchmarks/cures.py rounding
@@ -8,18 +9,17 @@
 SmolLM2-135M in bf16 on the dialogues of `--data` (default: ../shared/data); target = loss on held-out dialogues.
 Retention on ARC-Easy, PIQA and `EACH` items of each capability of the repertoire. Each run leaves
 benchmarks/results/cures/NAME.json; one that is there already is not made again, and `run` goes on where it was
-interrupted. Where the CPU has no bf16, its products are made in fp32 (`half.py`), and the files say so. `table` writes
-the table and the plot into docs/ from the files that are there; `rounding` prints how many of the base's weights are
-too large for a step of full fine-tuning to change them in bf16.
+interrupted. Where the CPU has no bf16, its products are made in fp32 (`half.py`), and the files say so. `again` trains
+those once more that were made before the KL to the base was measured on old text (`cures_again.py`). `table` writes the
+table and the plot into docs/ from the files that are there; `rounding` prints how many of the base's weights are too
+large for a step of full fine-tuning to change them in bf16.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import gc
-import json
 import math
 import random
 import tempfile
@@ -31,10 +31,11 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from cures_data import BATCH, BUILD, HELD_OUT, LENGTH, dialogues, original, suites
+from cures_kl import divergences
 from cures_plan import FORGETS, RESULTS, Run, planned, runs
 from cures_table import publish
 from half import quicken
-from lm_eval_tasks import FILES
 from torch.nn.functional import log_softmax
 from transformers import PrinterCallback, TrainerCallback
 
@@ -47,47 +48,6 @@ from backslide.guard.callback import Guard
 from backslide.models import BUILTIN, load_model, quiet
 from backslide.record import Record, pair
 from backslide.scoring.engine import Scorer
-from backslide.suite.item import ChoiceItem
-from backslide.suite.suite import Suite
-
-BUILD = Path(__file__).parents[1] / "build" / "cures"
-BATCH, LENGTH, EACH, DOCS, HELD_OUT = 4, 128, 44, 200, 32
-
-
-# The data.
-
-
-def dialogues(data: Path) -> list[dict[str, Any]]:
-    """The dialogues, the held-out ones last, whatever the seed."""
-    lines = (data / "dialogues/taskmaster4.jsonl").read_text("utf-8").splitlines()
-    return [{"messages": json.loads(line)["messages"]} for line in lines]
-
-
-def benchmark(data: Path, name: str) -> Suite:
-    """The first documents of a benchmark as a suite, but for those that have a choice twice."""
-    lines = (data / "benchmarks" / f"{FILES[name]}.jsonl").read_text("utf-8").splitlines()[:DOCS]
-    rows = [row for line in lines if len(set((row := json.loads(line))["choices"])) == len(row["choices"])]
-    return Suite(name, tuple(
-        ChoiceItem(id=f"{name}-{place}", capability=name, prompt=f"{row['query']}\nAnswer:",
-                   choices=tuple(row["choices"]), gold=row["gold"])
-        for place, row in enumerate(rows)
-    ))  # fmt: skip
-
-
-def original(data: Path) -> list[dict[str, str]]:
-    """Texts such as the base was made of, none of which is asked: passages of books and of an encyclopedia."""
-    books = [
-        json.loads(line) for line in (data / "benchmarks" / f"{FILES['lambada']}.jsonl").read_text("utf-8").splitlines()
-    ]
-    return [{"text": f"{row['context']} {row['continuation']}"} for row in books]
-
-
-@functools.cache
-def suites(data: Path) -> dict[str, Suite]:
-    """What every model is asked."""
-    named = {name: benchmark(data, name) for name in ("arc_easy", "piqa")}
-    return {"repertoire": Suite.repertoire().sample(EACH), **named}
-
 
 # One run.
 
@@ -247,7 +207,7 @@ def result_of(data: Path, run: Run, model: Any, tokenizer: Any) -> dict[str, Any
     target, start = held_out(data, model, before, tokenizer), held_out(data, before, None, tokenizer)
     return {
         **asdict(run), "retention": found, "target": {"before": start["loss"], "after": target["loss"]},
-        "kl_new": target["kl"], "moved": moved(model, before),
+        "kl_new": target["kl"], **divergences(data, model), "moved": moved(model, before),
     }  # fmt: skip
 
 
@@ -299,9 +259,9 @@ def rounding() -> dict[float, float]:
 def main() -> None:
     """Read the arguments and do as they say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "list", "table", "rounding"))
+    parser.add_argument("what", choices=("run", "again", "list", "table", "rounding"))
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("--only", default="", help="runs whose name begins so")
+    parser.add_argument("--only", default="", help="runs whose name begins so, or so")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so many")
     asked = parser.parse_args()
     if asked.what == "table":
@@ -310,19 +270,28 @@ def main() -> None:
     if asked.what == "rounding":
         print(", ".join(f"{rate:g}: {share:.0%}" for rate, share in rounding().items()))
         return
-    if asked.what == "run":
+    if asked.what in ("run", "again"):
         for folder in ("dialogues", "benchmarks"):
             if not (asked.data / folder).is_dir():
                 raise SystemExit(f"{asked.data}: has no {folder}; give the folder with --data")
-    end, wide = time.monotonic() + 60 * asked.minutes, asked.what == "run" and quicken()
+    end, wide = time.monotonic() + 60 * asked.minutes, asked.what in ("run", "again") and quicken()
+    prefixes = tuple(asked.only.split(","))
+    said = {"bf16": "in fp32"} if wide else {}
+    if asked.what == "again":
+        from cures_again import again, missing
+
+        for wanted in missing(prefixes).values():
+            if time.monotonic() < end:
+                again(asked.data, wanted, **said)
+        return
     for run in runs():
         path = RESULTS / f"{run.name}.json"
-        if not run.name.startswith(asked.only):
+        if not run.name.startswith(prefixes):
             continue
         if asked.what == "list":
             print(run.name, "done" if path.exists() else "")
         elif not path.exists() and time.monotonic() < end:
-            found = measure(asked.data, run) | ({"bf16": "in fp32"} if wide else {})
+            found = measure(asked.data, run) | said
             RESULTS.mkdir(parents=True, exist_ok=True)
             write_json(path, found)
             kept = found["retention"]["repertoire"]

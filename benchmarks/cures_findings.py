@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from cures_plan import headings, planned
-from cures_results import QUANTITIES, Missing, Points, curves, distinct, means, rank_correlation, shared
+from cures_plan import ALSO_AT, Run, headings, planned
+from cures_results import (
+    QUANTITIES,
+    Missing,
+    Points,
+    Result,
+    at_steps,
+    curves,
+    distinct,
+    means,
+    over_seeds,
+    rank_correlation,
+    shared,
+    with_kl,
+)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -89,11 +102,57 @@ def at_equal_loss(found: Points) -> list[str]:
     return ["", title, "", *markdown(heads, [cells for _, cells in sorted(rows, reverse=True)])] if rows else []
 
 
+def drift(found: Points) -> list[str]:
+    """How far each point is from the base by the KL on old text, and on the base's own replies to the new task."""
+    found, rows, kinds = with_kl(found), [], ("prose", "answers", "task")
+    for heading in headings():
+        for point in heading.points:
+            if point in found:
+                by_seed = found[point].values()
+                cells = [_spread([QUANTITIES[f"kl_{kind}"](result) for result in by_seed]) for kind in kinds]
+                rows.append([f"{heading.title}: {heading.label(point)}", str(len(by_seed)), *cells])
+    for point in ALSO_AT:
+        for step, values in at_steps(found, point, "prose").items():
+            cells = [_spread(at_steps(found, point, kind)[step]) for kind in kinds]
+            rows.append([f"Steps, LoRA r = {point.rank} at {point.rate:g}: {step}", str(len(values)), *cells])
+    heads = ("", "seeds", "old prose", "own answers, old questions", "own replies, new task")
+    title = "**Drift**: KL to the base, nats a token"
+    return ["", title, "", *markdown(heads, rows)] if rows else []
+
+
+def _spread(values: Sequence[float]) -> str:
+    over = over_seeds(values)
+    return f"{over.mean:.3f}" + ("" if over.high is None else f" ± {over.high - over.mean:.3f}")
+
+
 def foretold(found: Points) -> list[str]:
-    """How well the KL on the new task and the distance of the weights tell what was lost."""
+    """How well each measure of change tells what was lost, over all runs and those that the KL was measured of."""
+    names = {"kl": "KL, dialogues", "moved": "distance"}
+    lines = _correlations("", names, found)
+    more = {"kl_task": "KL, own replies", **names, "kl_answers": "KL, old questions", "kl_prose": "KL, old prose"}
+    return lines + _correlations(", of those in the table of the drift", more, with_kl(found))
+
+
+def _correlations(which: str, names: Mapping[str, str], found: Points) -> list[str]:
+    """Of each of the quantities with accuracy lost and with the rise of the old bits."""
+    rows = []
+    for name, own in _sets(found).items():
+        results = [result for _, result in own]
+        try:
+            cells = [f"{rank_correlation(results, one, lost):.2f}" for lost in ("drop", "rise") for one in names]
+        except Missing:
+            continue
+        rows.append([name, str(len(results)), *cells])
+    heads = ["runs", "number", *(f"{one}; {lost}" for lost in ("accuracy lost", "old bits") for one in names.values())]
+    title = f"**What foretells forgetting**: rank correlations (Spearman) over runs{which}"
+    return ["", title, "", *markdown(heads, rows)] if rows else []
+
+
+def _sets(found: Points) -> dict[str, list[tuple[Run, Result]]]:
+    """Runs that are looked at together, each once."""
     runs = distinct(found)
     plain = [pair for pair in runs if pair[0].group in ("rate", "rank", "steps")]
-    sets = {
+    return {
         "all": runs,
         "plain training: rates, ranks, steps": plain,
         "of these LoRA": [pair for pair in plain if pair[0].method == "lora"],
@@ -101,14 +160,3 @@ def foretold(found: Points) -> list[str]:
         "replay and anchor": [pair for pair in runs if pair[0].group in ("replay", "anchor")],
         "repair": [pair for pair in runs if pair[0].group == "repair"],
     }
-    rows = []
-    for name, own in sets.items():
-        results = [result for _, result in own]
-        try:
-            cells = [f"{rank_correlation(results, a, b):.2f}" for b in ("drop", "rise") for a in ("kl", "moved")]
-        except Missing:
-            continue
-        rows.append([name, str(len(results)), *cells])
-    heads = ["runs", "number", *(f"{a}, {b}" for b in ("accuracy lost", "old bits") for a in ("KL", "distance"))]
-    title = "**What foretells forgetting**: rank correlations (Spearman) over runs"
-    return ["", title, "", *markdown(heads, rows)] if rows else []

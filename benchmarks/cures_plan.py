@@ -82,6 +82,9 @@ def runs() -> list[Run]:
 REFERENCE = Run(group="rate", **FORGETS)
 """The point that forgets: replay 0, anchor 0, 30 steps, rank 16, α = 1."""
 
+ALSO_AT = {Run(group="rate", rate=5e-4): (10, 60)}
+"""Other steps of a run's training at which the KL to the base is measured, and nothing that the suites ask."""
+
 
 def planned(**fixed: Any) -> list[Run]:
     """The plan's points that have these values, in the plan's order."""

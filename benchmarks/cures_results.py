@@ -24,6 +24,12 @@ Points = Mapping[Run, Mapping[int, Result]]
 LEVEL = 0.95
 """Of every interval."""
 PARTS = {"repertoire": "repertoire", "arc_easy": "ARC-Easy", "piqa": "PIQA"}
+
+
+def _kl(kind: str) -> Callable[[Result], float]:
+    return lambda result: (result if "kl" in result else result["again"])["kl"][kind]
+
+
 QUANTITIES: dict[str, Callable[[Result], float]] = {
     "target": lambda result: result["target"]["after"],
     "gain": lambda result: result["target"]["before"] - result["target"]["after"],
@@ -31,11 +37,15 @@ QUANTITIES: dict[str, Callable[[Result], float]] = {
     "bits": lambda result: result["retention"]["repertoire"]["bits"][1],
     "rise": lambda result: result["retention"]["repertoire"]["bits"][1] - result["retention"]["repertoire"]["bits"][0],
     "kl": lambda result: result["kl_new"],
+    "kl_prose": _kl("prose"),
+    "kl_answers": _kl("answers"),
+    "kl_task": _kl("task"),
     "moved": lambda result: result["moved"],
     "seconds": lambda result: result["seconds"],
 }
 """`drop` is of accuracy on the repertoire, as a share; `bits` and `rise` are bits a byte of the repertoire's prose, the
-latter above the base's; `target`, `gain` and `kl` are nats a token of held-out dialogues; `moved` is a share."""
+latter above the base's; `target`, `gain` and `kl` are nats a token of held-out dialogues; `moved` is a share. The three
+others are of `cures_kl`, in nats a token, and not every result has them (`with_kl`)."""
 
 
 class Missing(LookupError):
@@ -62,6 +72,20 @@ def stored(folder: Path = RESULTS) -> dict[Run, dict[int, Result]]:
     place = {point: number for number, point in enumerate(planned())}
     order = sorted(found, key=lambda point: (place.get(point, len(place)), point.name))
     return {point: dict(sorted(found[point].items())) for point in order}
+
+
+def with_kl(found: Points) -> dict[Run, dict[int, Result]]:
+    """Those of the results that the KL of `cures_kl` was measured of, in their own training or in a second one."""
+    kept = {point: {s: r for s, r in by_seed.items() if "kl" in r or "again" in r} for point, by_seed in found.items()}
+    return {point: by_seed for point, by_seed in kept.items() if by_seed}
+
+
+def at_steps(found: Points, point: Run, measure: str) -> dict[int, list[float]]:
+    """By step of a point's training: the KL on a kind of text, or `bits`; a value for each seed that has them."""
+    seconds = [result["again"] for result in found.get(point, {}).values() if "at" in result.get("again", {})]
+    places = [{int(step): one for step, one in again["at"].items()} | {point.steps: again} for again in seconds]
+    steps = sorted(set().union(*places))
+    return {step: [(place[step]["kl"] | place[step])[measure] for place in places] for step in steps}
 
 
 def shared(found: Points, *points: Run) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-from cures_findings import at_equal_loss, auto_against_checkpoints, foretold, given_back, markdown
+from cures_findings import at_equal_loss, auto_against_checkpoints, drift, foretold, given_back, markdown
 from cures_plan import REFERENCE, RESULTS, Run, headings, runs
 from cures_results import LEVEL, PARTS, QUANTITIES, Estimate, Points, Result, kept, over_seeds, stored
 from scatter import Group, scatter
@@ -83,7 +83,8 @@ def section(found: Points) -> str:
         f"{sum(map(len, found.values()))} of {len(runs())} runs are made. Base: target loss "
         f"{start['target']['before']:.3f}, {base}, old prose {rated['repertoire']['bits'][0]:.3f} bits a byte. "
         f"Intervals are at {LEVEL:.0%}.{_wide(found)}",
-        *groups(found), *given_back(found), *auto_against_checkpoints(found), *at_equal_loss(found), *foretold(found),
+        *groups(found), *given_back(found), *auto_against_checkpoints(found), *at_equal_loss(found), *drift(found),
+        *foretold(found),
     ])  # fmt: skip
 
 

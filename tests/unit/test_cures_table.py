@@ -115,6 +115,30 @@ def test_what_a_cure_gives_back() -> None:
     assert "| Replay of own replies 1% | 1 | 75% | 75% | 80% |" in findings.given_back(found)
 
 
+def test_the_drift_is_told_of_what_it_was_measured_of_in_a_first_training_or_a_second() -> None:
+    def kl(by: float) -> dict[str, Any]:
+        return {"kl": {"prose": by, "answers": 2 * by, "task": 3 * by}}
+
+    other, neither = plan.Run(group="steps", steps=60), plan.Run(group="steps", steps=10)
+    runs = [made_up(FORGETS, lost=20 + n, bits=1.4 + n / 10, kl=1.0 + n) for n in range(5)]
+    found = {
+        FORGETS: {0: runs[0] | kl(0.1), 1: runs[1] | {"again": kl(0.3)}, 2: runs[2]},
+        other: {1: runs[3] | {"again": kl(0.4)}},
+        neither: {0: runs[4]},
+    }
+    half = scipy.stats.t.ppf(0.975, 1) * 0.1
+    lines = findings.drift(found)
+    where = "Steps, LoRA r = 16 at 0.002"
+    assert f"| {where}: 30 | 2 | 0.200 ± {half:.3f} | 0.400 ± {2 * half:.3f} | 0.600 ± {3 * half:.3f} |" in lines
+    assert f"| {where}: 60 | 1 | 0.400 | 0.800 | 1.200 |" in lines
+    assert not [line for line in lines if f"{where}: 10" in line], "nothing was measured of it"
+    measured = results.with_kl(found)
+    assert results.means(measured, "kl_answers", FORGETS, other) == [0.6, 0.8], "over the seed that both have"
+    # Told of four runs, and again of the three that the KL was measured of.
+    numbers = [line.split(" | ")[1] for line in findings.foretold(found) if line.startswith("| all |")]
+    assert numbers == ["5", "3"] and findings.drift({neither: found[neither]}) == []
+
+
 def test_auto_is_held_against_the_best_state_that_was_not_lost() -> None:
     warn, auto = (plan.planned(group="guard", policy=policy)[0] for policy in ("warn", "auto"))
     looks = [("retained", 3.0), ("undecided", 2.0), ("regressed", 1.0)]
