@@ -1,7 +1,7 @@
 """What each cure buys and costs on a real model: one small file a run, and the table of them all.
 
-    python benchmarks/cures.py run [--only PREFIX] [--minutes 60]
-    python benchmarks/cures.py again [--only PREFIX,PREFIX]
+    python benchmarks/cures.py run [--only PREFIX,PREFIX] [--minutes 60]
+    python benchmarks/cures.py again [--only PREFIX,PREFIX] [--minutes 60]
     python benchmarks/cures.py list
     python benchmarks/cures.py table
     python benchmarks/cures.py rounding
@@ -261,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "again", "list", "table", "rounding"))
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("--only", default="", help="runs whose name begins so, or so")
+    parser.add_argument("--only", default="", help="runs whose name begins with one of these, commas between")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so many")
     asked = parser.parse_args()
     if asked.what == "table":

@@ -60,10 +60,10 @@ def state(data: Path, model: Any, tokenizer: Any) -> dict[str, Any]:
     return {"target": target["loss"], "kl_new": target["kl"], "moved": far, **divergences(data, model)}
 
 
-def add(run: Run, found: dict[str, Any], *, at: dict[int, dict[str, Any]] | None = None) -> None:
-    """Write down what was found beside what is stored of the run, and at other steps of its training."""
+def add(run: Run, found: dict[str, Any]) -> None:
+    """Write down what was found beside what is stored of the run."""
     path = RESULTS / f"{run.name}.json"
-    write_json(path, read_json(path) | {"again": found | ({"at": at} if at else {})})
+    write_json(path, read_json(path) | {"again": found})
     print(f"{run.name}: target {found['target']:.3f}, KL {found['kl']}", flush=True)
 
 
@@ -84,10 +84,11 @@ class Places(TrainerCallback):
 def again(data: Path, wanted: list[Run], **said: Any) -> None:
     """Train once and measure the runs that are places of it; `said` goes into each of their files."""
     begin = time.perf_counter()
-    ends = {run.steps: run for run in wanted if run.alpha is None}
+    ends = [run for run in wanted if run.alpha is None]
     line = [run for run in wanted if run.alpha is not None]
-    also = {step: run for run in wanted for step in ALSO_AT.get(replace(run, seed=0), ())}
-    steps = set(ends) | {run.steps for run in line} | set(also)
+    also = {run: ALSO_AT.get(replace(run, seed=0), ()) for run in ends}
+    measured = {run.steps for run in ends}.union(*also.values())
+    steps = measured | {run.steps for run in line}
     places: dict[int, dict[str, Any]] = {}
     with scratch() as folder:
         made, _ = cured(data, folder / "run", replace(wanted[0], steps=max(steps), alpha=None))
@@ -95,15 +96,14 @@ def again(data: Path, wanted: list[Run], **said: Any) -> None:
         def reached(step: int, model: Any) -> None:
             if line and step == line[0].steps:
                 made.save_model(str(folder / "tuned"))
-            if step in ends or step in also:
+            if step in measured:
                 places[step] = state(data, model, made.processing_class) | said
-                if step in ends and ends[step] not in also.values():
-                    add(ends[step], places[step])
 
         made.add_callback(Places(steps, reached))
         made.train()
-        for run in set(also.values()):
-            add(run, places[run.steps], at={step: places[step] for step, of in also.items() if of == run})
+        for run in ends:
+            at = {step: places[step] for step in also[run]}
+            add(run, places[run.steps] | ({"at": at} if at else {}))
         for run in line:
             assert run.alpha is not None
             open_line(BUILTIN, str(folder / "tuned")).write(folder / run.name, run.alpha)

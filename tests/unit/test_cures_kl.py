@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,3 +79,40 @@ def test_a_stored_run_is_made_again_once_and_steps_are_places_of_one_training(
     assert kept == {"seed": 1, "again": {"target": 1.0, "kl": {"prose": 0.5}}}, "beside what was stored"
     assert replace(forgets, group="steps", steps=60) in again.missing(("",))[replace(forgets, group="", steps=0)]
     assert forgets not in again.missing(("",))[replace(forgets, group="", steps=0)]
+
+
+def test_a_training_is_measured_at_its_runs_steps_and_at_the_further_ones_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = pytest.importorskip("cures_again", exc_type=ImportError)
+    point = next(iter(plan.ALSO_AT))
+    asked: list[Any] = []
+
+    class Trainer:
+        processing_class = None
+
+        def add_callback(self, callback: Any) -> None:
+            self.callback = callback
+
+        def train(self) -> None:
+            model = tiny_model()
+            for step in range(1, asked[0].steps + 1):
+                model.train()
+                self.callback.on_step_end(None, SimpleNamespace(global_step=step), None, model=model)
+                assert model.training, "as it was found"
+
+    def state(data: Path, model: Any, tokenizer: Any) -> dict[str, Any]:
+        assert not model.training
+        return {"target": 1.0, "kl": {"prose": 0.5}}
+
+    monkeypatch.setattr(again, "RESULTS", tmp_path)
+    monkeypatch.setattr(again, "cured", lambda data, folder, run: (asked.append(run) or Trainer(), None))
+    monkeypatch.setattr(again, "state", state)
+    (tmp_path / f"{point.name}.json").write_text(json.dumps({"seed": 0}))
+    (training,) = again.missing(("",)).values()
+    again.again(Path(), training, bf16="in fp32")
+    assert asked[0].steps == max(plan.ALSO_AT[point])
+    one = {"target": 1.0, "kl": {"prose": 0.5}, "bf16": "in fp32"}
+    stored = json.loads((tmp_path / f"{point.name}.json").read_text())
+    assert stored["again"] == {**one, "at": {str(step): one for step in plan.ALSO_AT[point]}}
+    assert not again.missing(("",)), "nothing is lacking any more"

@@ -134,7 +134,7 @@ def test_the_drift_is_told_of_what_it_was_measured_of_in_a_first_training_or_a_s
     assert not [line for line in lines if f"{where}: 10" in line], "nothing was measured of it"
     measured = results.with_kl(found)
     assert results.means(measured, "kl_answers", FORGETS, other) == [0.6, 0.8], "over the seed that both have"
-    # Told of four runs, and again of the three that the KL was measured of.
+    # Told of all five runs, and again of the three that the KL was measured of.
     numbers = [line.split(" | ")[1] for line in findings.foretold(found) if line.startswith("| all |")]
     assert numbers == ["5", "3"] and findings.drift({neither: found[neither]}) == []
 

@@ -2,9 +2,9 @@
 
 *Drift* is what docs/suites.md calls so, how much less probable the base's own replies have become, in its mean over
 what the base may reply: the KL to the base, on replies that it drew to questions of the repertoire (`cures_kl`), and
-beside it on the repertoire's prose and on its replies to the new task. It is 0 for the base alone. *Old loss* is bits a byte of the repertoire's prose, which the base did not write, so that it may
-fall below the base's. Points are compared by their means over the seeds that all of them have. A test whose files are
-not there is skipped, and says which.
+beside it on the repertoire's prose and on its replies to the new task. It is 0 for the base alone. *Old loss* is bits a
+byte of the repertoire's prose, which the base did not write, so that it may fall below the base's. Points are compared
+by their means over the seeds that all of them have. A test whose files are not there is skipped, and says which.
 
 What did not come out so is marked, with what came out; should more runs turn it round, the mark fails (`strict`).
 """
